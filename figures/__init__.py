@@ -1,0 +1,1 @@
+"""One line for every figure of NashPO."""

@@ -1,0 +1,89 @@
+"""The Bradley–Terry projection: the reward that explains a game's preferences best under a policy's pairs.
+
+Shapes: ``P`` (..., n, n), ``policy`` and the reward (..., n), in nats.
+"""
+
+from array_api_compat import array_namespace
+
+from nashpo.core.policies import Array
+
+_STEPS = 100
+_TOLERANCE = 1e-13
+
+
+def _strongly_connected(xp: object, edges: Array) -> Array:
+    """Whether every node reaches every other, by squaring the reachability matrix; shape (...)."""
+    reach = edges
+    for _ in range(max(1, (int(edges.shape[-1]) - 1).bit_length())):
+        reach = xp.astype(xp.matmul(reach, reach) > 0, xp.float64)  # type: ignore[attr-defined]
+    return xp.all(xp.all(reach > 0, axis=-1), axis=-1)  # type: ignore[attr-defined]
+
+
+def bradley_terry_projection(P: Array, policy: Array) -> Array:
+    """argmin_r −Σ_{y,y'} π(y) π(y') P(y ≻ y') log σ(r(y) − r(y')), with gauge Σ_y π(y) r(y) = 0.
+
+    The population solution of reward modelling on independent pairs from π. Responses that π does not play get 0.
+    Damped Newton steps on a convex function; at the solution E_{y'∼π}[P(y ≻ y') − σ(r(y) − r(y'))] = 0 for played y.
+
+    Parameters
+    ----------
+    P : (..., n, n)
+        Win rates.
+    policy : (..., n)
+        Probabilities.
+
+    Returns
+    -------
+    (..., n)
+
+    Raises
+    ------
+    ValueError
+        If the projection diverges: some played responses never lose to the others (the graph of positive win rates is
+        not strongly connected).
+
+    Notes
+    -----
+    Source: DPO (2305.18290) eq. 2 in expectation; existence: Ford (1957).
+    """
+    xp = array_namespace(P, policy)
+    played = policy > 0
+    pair = policy[..., :, None] * policy[..., None, :]
+    both = xp.astype(played[..., :, None] & played[..., None, :], xp.float64)
+    eye = xp.eye(P.shape[-1], dtype=P.dtype)
+    edges = xp.astype(both * P > 0, xp.float64) + eye + (1 - both)
+    if not bool(xp.all(_strongly_connected(xp, edges))):
+        raise ValueError(
+            "the Bradley–Terry reward of this game diverges: some responses never lose to the others, so that no finite"
+            " reward explains them; give the game a reward, or keep win rates off 0 and 1"
+        )
+    # One unit on the diagonal of responses that are not played, and π πᵀ for the gauge: the system is never singular.
+    anchor = eye * xp.astype(~played, xp.float64)[..., None] + pair
+    reward = xp.zeros_like(policy)
+
+    def loss_and_gradient(r: Array) -> tuple[Array, Array, Array]:
+        difference = r[..., :, None] - r[..., None, :]
+        softplus = xp.logaddexp(xp.zeros_like(difference), -difference)
+        model = xp.exp(-softplus)
+        loss = xp.sum(xp.sum(pair * P * softplus, axis=-1), axis=-1)
+        return loss, xp.sum(pair * (P - model), axis=-1), model
+
+    loss, gradient, model = loss_and_gradient(reward)
+    scale = xp.where(played, policy, xp.ones_like(policy))
+    for _ in range(_STEPS):
+        curvature = pair * model * (1 - model)
+        hessian = eye * xp.sum(curvature, axis=-1, keepdims=True) - curvature + anchor
+        step = xp.linalg.solve(hessian, gradient[..., None])[..., 0]
+        size = xp.ones_like(loss)[..., None]
+        for _ in range(30):
+            trial_loss, trial_gradient, trial_model = loss_and_gradient(reward + size * step)
+            worse = (trial_loss > loss + 1e-12 * xp.abs(loss))[..., None]
+            if not bool(xp.any(worse)):
+                break
+            size = xp.where(worse, size / 2, size)
+        reward = reward + size * step
+        loss, gradient, model = trial_loss, trial_gradient, trial_model
+        if float(xp.max(xp.abs(gradient) / scale)) <= _TOLERANCE:
+            break
+    centre = xp.sum(policy * reward, axis=-1, keepdims=True)
+    return xp.where(played, reward - centre, xp.zeros_like(reward))

@@ -1,0 +1,189 @@
+"""Exact equilibria: of the game, of its KL-regularized form, and with a certificate in rational arithmetic.
+
+Shapes: policies (..., n), gaps and residuals (...) per context.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from nashpo.core.games import duality_gap, regularized_duality_gap
+from nashpo.core.policies import log_from_probabilities
+from nashpo.tabular.game import Game
+from nashpo.tabular.policy_input import log_policy as checked_log_policy
+
+
+@dataclass(frozen=True)
+class Equilibrium:
+    """A Nash equilibrium of a preference game, or of its KL-regularized form.
+
+    Attributes
+    ----------
+    policy, log_policy : (..., n)
+    gap : (...)
+        Duality gap; of the regularized game where tau > 0.
+    tau : float
+        0 for the un-regularized game.
+    residual : (...), optional
+        Regularized: max_y |log π(y) − log ref(y) − (Pπ)(y)/τ + log Z|, the certificate that a gap cannot give.
+    support, unique : bool (..., n) and (...), optional
+        Un-regularized: which responses some equilibrium plays, and whether there is only one equilibrium. A distance to
+        the equilibrium means something only where it is unique.
+    exact : optional
+        The certificate in rational arithmetic (``nashpo.tabular.rational.ExactEquilibrium``), one per context.
+    """
+
+    policy: Any
+    log_policy: Any
+    gap: Any
+    tau: float = 0.0
+    residual: Any = None
+    support: Any = None
+    unique: Any = None
+    exact: Any = None
+
+
+def nash(
+    game: Game, tau: float | None = None, reference: Any = None, *, method: str = "interior", exact: bool = False
+) -> Equilibrium:
+    """Nash equilibrium (von Neumann winner) of a preference game.
+
+    Without ``tau`` it solves max_π min_ρ P(π ≻ ρ), whose value is ½ by symmetry; with it the game
+    J_τ(π, ρ) = P(π ≻ ρ) − τ KL(π ‖ ref) + τ KL(ρ ‖ ref), whose unique equilibrium satisfies π ∝ ref · exp(Pπ/τ).
+
+    Parameters
+    ----------
+    game : Game
+        Any batch of contexts; ragged ones too. Computed in numpy and returned in the game's own arrays.
+    tau : float, optional
+        KL weight; None or 0 for the un-regularized game.
+    reference : (..., n), optional
+        Full support; uniform by default. Needs tau > 0.
+    method : str
+        "interior" (the skew interior point; Newton where tau > 0), "highs" or "cvxpy", which are slower and serve as
+        cross-checks. An interior method returns an equilibrium of largest support, a linear program a vertex.
+    exact : bool
+        Certify in rational arithmetic: every inequality is verified exactly. Un-regularized games only.
+
+    Returns
+    -------
+    Equilibrium
+
+    Raises
+    ------
+    ValueError
+        tau < 0, a reference without tau or without full support, an unknown method, or exact with tau.
+    """
+    if method not in METHODS:
+        raise ValueError(f"method = {method!r} is none of {', '.join(METHODS)}")
+    if tau is not None and not (tau >= 0 and np.isfinite(tau)):
+        raise ValueError(f"tau = {tau:g} must be a finite number >= 0")
+    if not tau:
+        if reference is not None:
+            raise ValueError("a reference needs tau > 0: the un-regularized game has none")
+        return _unregularized(game, METHODS[method][0], exact)
+    if exact:
+        raise ValueError("exact=True is for the un-regularized game: a regularized equilibrium is not rational")
+    return _regularized(game, tau, reference, METHODS[method][1])
+
+
+def _unregularized(game: Game, solve: Callable[..., np.ndarray], exact: bool) -> Equilibrium:
+    from nashpo.tabular.uniqueness import support_and_uniqueness
+
+    local = game.as_numpy()
+    policy = solve(local.A, local.mask)
+    certificates = None
+    if exact:
+        from nashpo.tabular.rational import certify_game
+
+        certificates = certify_game(local, policy)
+        policy = np.reshape([[float(x) for x in c.policy] for c in certificates], policy.shape)
+    support, unique = support_and_uniqueness(local.A, policy, local.mask)
+    gap = duality_gap(local.A, policy, local.mask)
+    back = game.xp.asarray
+    return Equilibrium(
+        policy=back(policy),
+        log_policy=back(log_from_probabilities(policy)),
+        gap=back(np.asarray(gap)),
+        support=back(support),
+        unique=back(unique),
+        exact=certificates,
+    )
+
+
+def _regularized(game: Game, tau: float, reference: Any, solve: Callable[..., np.ndarray]) -> Equilibrium:
+    from nashpo.tabular.regularized import log_residual
+
+    local = game.as_numpy()
+    log_reference = checked_log_policy(local, reference, "reference", full_support=True)
+    log_policy = solve(local.A, log_reference, tau, local.mask)
+    back = game.xp.asarray
+    gap = regularized_duality_gap(local.A, log_policy, log_reference, tau, local.mask)
+    return Equilibrium(
+        policy=back(np.exp(log_policy)),
+        log_policy=back(log_policy),
+        gap=back(np.asarray(gap)),
+        tau=tau,
+        residual=back(np.asarray(log_residual(local.A, log_policy, log_reference, tau, local.mask))),
+    )
+
+
+def _one_by_one(solve: Callable[..., np.ndarray]) -> Callable[..., np.ndarray]:
+    """A solver of one game applied to every context, on the responses that exist."""
+
+    def solve_all(A: np.ndarray, mask: np.ndarray | None) -> np.ndarray:
+        policies = np.zeros(A.shape[:-1])
+        for context in np.ndindex(A.shape[:-2]):
+            some = np.ones(A.shape[-1], bool) if mask is None else mask[context]
+            policies[context][some] = solve(A[context][np.ix_(some, some)])
+        return policies
+
+    return solve_all
+
+
+def _interior(A: np.ndarray, mask: np.ndarray | None) -> np.ndarray:
+    from nashpo.tabular.interior_point import solve_skew
+
+    return solve_skew(A, mask).policy
+
+
+def _newton(A: np.ndarray, log_reference: np.ndarray, tau: float, mask: np.ndarray | None) -> np.ndarray:
+    from nashpo.tabular.regularized import solve_regularized
+
+    return solve_regularized(A, log_reference, tau, mask).log_policy
+
+
+def _highs(A: np.ndarray, mask: np.ndarray | None) -> np.ndarray:
+    from nashpo.tabular.linear_program import solve_highs
+
+    return _one_by_one(solve_highs)(A, mask)
+
+
+def _cvxpy(A: np.ndarray, mask: np.ndarray | None) -> np.ndarray:
+    from nashpo.tabular.linear_program import solve_cvxpy
+
+    return _one_by_one(solve_cvxpy)(A, mask)
+
+
+def _cone(A: np.ndarray, log_reference: np.ndarray, tau: float, mask: np.ndarray | None) -> np.ndarray:
+    from nashpo.tabular.linear_program import solve_regularized_cvxpy
+
+    log_policies = np.full(A.shape[:-1], -np.inf)
+    for context in np.ndindex(A.shape[:-2]):
+        some = np.ones(A.shape[-1], bool) if mask is None else mask[context]
+        policy = solve_regularized_cvxpy(A[context][np.ix_(some, some)], log_reference[context][some], tau)
+        log_policies[context][some] = log_from_probabilities(policy)
+    return log_policies
+
+
+def _no_linear_program(*_: Any) -> np.ndarray:
+    raise ValueError("method='highs' solves linear programs; a regularized game needs 'interior' or 'cvxpy'")
+
+
+METHODS: dict[str, tuple[Callable[..., np.ndarray], Callable[..., np.ndarray]]] = {
+    "interior": (_interior, _newton),
+    "highs": (_highs, _no_linear_program),
+    "cvxpy": (_cvxpy, _cone),
+}
