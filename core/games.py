@@ -11,7 +11,7 @@ from typing import Protocol
 
 from array_api_compat import array_namespace
 
-from nashpo.core.policies import Array, kl, logsumexp
+from nashpo.core.policies import Array, kl, log_normalize, logsumexp
 
 
 class PreferenceGame(Protocol):
@@ -78,6 +78,23 @@ def regularized_duality_gap(
     gain = excess_payoff(advantage, xp.exp(log_policy))
     soft = xp.squeeze(logsumexp(_where_exists(log_reference + gain / tau, mask)), axis=-1)
     return 2 * tau * (soft + kl(log_policy, log_reference))
+
+
+def regularized_residual(
+    advantage: Array, log_policy: Array, log_reference: Array, tau: float, mask: Array | None = None
+) -> Array:
+    """max_y |log π(y) − log ref(y) − (Aπ)(y)/τ + log Z| in nats, shape (...).
+
+    Zero exactly at the regularized equilibrium, and its certificate. A duality gap cannot serve as one: it can be 2e-10
+    where a log-probability is off by several nats.
+    """
+    xp = array_namespace(advantage, log_policy)
+    exists = log_reference > -xp.inf if mask is None else mask
+    gain = excess_payoff(advantage, xp.exp(log_policy))
+    step = log_normalize(_where_exists(log_reference + gain / tau, exists))
+    zero = xp.zeros_like(log_policy)
+    error = xp.abs(xp.where(exists, log_policy, zero) - xp.where(exists, step, zero))
+    return xp.max(error, axis=-1)
 
 
 def regret(excess_payoffs: Array, policies: Array, mask: Array | None = None) -> Array:

@@ -57,8 +57,6 @@ def bradley_terry_projection(P: Array, policy: Array) -> Array:
             "the Bradley–Terry reward of this game diverges: some responses never lose to the others, so that no finite"
             " reward explains them; give the game a reward, or keep win rates off 0 and 1"
         )
-    # One unit on the diagonal of responses that are not played, and π πᵀ for the gauge: the system is never singular.
-    anchor = eye * xp.astype(~played, xp.float64)[..., None] + pair
     reward = xp.zeros_like(policy)
 
     def loss_and_gradient(r: Array) -> tuple[Array, Array, Array]:
@@ -71,9 +69,17 @@ def bradley_terry_projection(P: Array, policy: Array) -> Array:
     loss, gradient, model = loss_and_gradient(reward)
     scale = xp.where(played, policy, xp.ones_like(policy))
     for _ in range(_STEPS):
-        curvature = pair * model * (1 - model)
-        hessian = eye * xp.sum(curvature, axis=-1, keepdims=True) - curvature + anchor
-        step = xp.linalg.solve(hessian, gradient[..., None])[..., 0]
+        # Scaled by its diagonal the Hessian is a normalized Laplacian, with eigenvalues in [0, 2] however small π gets;
+        # its null vector (the gauge) and the responses that are not played get eigenvalue 1.
+        curvature = pair * model * (1 - model) * (1 - eye)
+        degree = xp.sum(curvature, axis=-1)
+        total = xp.sum(degree, axis=-1, keepdims=True)
+        root = xp.sqrt(degree)
+        inverse = xp.where(root > 0, 1 / xp.where(root > 0, root, xp.ones_like(root)), xp.zeros_like(root))
+        null = root / xp.sqrt(total + xp.astype(total == 0, total.dtype))
+        laplacian = eye - inverse[..., :, None] * curvature * inverse[..., None, :]
+        system = laplacian + null[..., :, None] * null[..., None, :]
+        step = inverse * xp.linalg.solve(system, (inverse * gradient)[..., None])[..., 0]
         size = xp.ones_like(loss)[..., None]
         for _ in range(30):
             trial_loss, trial_gradient, trial_model = loss_and_gradient(reward + size * step)

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from nashpo.core.games import duality_gap, regularized_duality_gap
+from nashpo.core.games import duality_gap, regularized_duality_gap, regularized_residual
 from nashpo.core.policies import log_from_probabilities
 from nashpo.tabular.game import Game
 from nashpo.tabular.policy_input import log_policy as checked_log_policy
@@ -96,10 +96,7 @@ def _unregularized(game: Game, solve: Callable[..., np.ndarray], exact: bool) ->
     policy = solve(local.A, local.mask)
     certificates = None
     if exact:
-        from nashpo.tabular.rational import certify_game
-
-        certificates = certify_game(local, policy)
-        policy = np.reshape([[float(x) for x in c.policy] for c in certificates], policy.shape)
+        certificates, policy = _certify(local, policy)
     support, unique = support_and_uniqueness(local.A, policy, local.mask)
     gap = duality_gap(local.A, policy, local.mask)
     back = game.xp.asarray
@@ -113,9 +110,21 @@ def _unregularized(game: Game, solve: Callable[..., np.ndarray], exact: bool) ->
     )
 
 
-def _regularized(game: Game, tau: float, reference: Any, solve: Callable[..., np.ndarray]) -> Equilibrium:
-    from nashpo.tabular.regularized import log_residual
+def _certify(game: Game, policy: np.ndarray) -> tuple[list[Any], np.ndarray]:
+    """A rational certificate per context, on the responses that exist, and the policies that they certify."""
+    from nashpo.tabular.rational import certify
 
+    table = game.P if game.rational is None else game.rational
+    certificates, exact = [], np.zeros_like(policy)
+    for context in np.ndindex(game.batch_shape):
+        some = np.ones(game.n, bool) if game.mask is None else game.mask[context]
+        certificate = certify(table[context][np.ix_(some, some)].tolist(), policy[context][some])
+        certificates.append(certificate)
+        exact[context][some] = [float(x) for x in certificate.policy]
+    return certificates, exact
+
+
+def _regularized(game: Game, tau: float, reference: Any, solve: Callable[..., np.ndarray]) -> Equilibrium:
     local = game.as_numpy()
     log_reference = checked_log_policy(local, reference, "reference", full_support=True)
     log_policy = solve(local.A, log_reference, tau, local.mask)
@@ -126,7 +135,7 @@ def _regularized(game: Game, tau: float, reference: Any, solve: Callable[..., np
         log_policy=back(log_policy),
         gap=back(np.asarray(gap)),
         tau=tau,
-        residual=back(np.asarray(log_residual(local.A, log_policy, log_reference, tau, local.mask))),
+        residual=back(np.asarray(regularized_residual(local.A, log_policy, log_reference, tau, local.mask))),
     )
 
 

@@ -6,6 +6,7 @@ reference for the compiled engine, and the path for torch and CUDA arrays.
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 
 from array_api_compat import array_namespace
 
@@ -51,26 +52,34 @@ FEEDBACK: dict[str, Callable[[Game, Payoff, Array], Array]] = {"win": win_feedba
 """Payoff kinds that a game can answer."""
 
 
-class ExactBackend:
-    """Feedback and projection without sampling or fitting.
+class LogPolicyBackend:
+    """Projection by the mirror step itself, on log-policies; feedback from wherever the payoffs are known.
 
     Parameters
     ----------
-    game : Game
     origins : mapping origin -> log-policy (..., n)
         For ``start``, ``reference`` and ``behavior``.
+    feedback : mapping kind -> callable (payoff, policy) -> (..., n)
+        What every response earns, given the payoff and the probabilities of the policy that it is about.
+    source : str
+        What answers, in messages: "a game", "preference data".
     """
 
-    def __init__(self, game: Game, origins: Mapping[str, Array]) -> None:
-        self.game = game
+    def __init__(
+        self, origins: Mapping[str, Array], feedback: Mapping[str, Callable[[Payoff, Array], Array]], source: str
+    ) -> None:
         self.origins = origins
+        self.feedback = feedback
+        self.source = source
 
     def check(self, form: Form) -> None:
-        """Refuse payoffs that a game does not answer."""
+        """Refuse payoffs that the source does not know."""
         for payoff in form.payoffs:
-            if payoff.kind not in FEEDBACK:
-                known = ", ".join(FEEDBACK)
-                raise ValueError(f"a game has no payoff of kind '{payoff.kind}' (it has {known}); this rule needs data")
+            if payoff.kind not in self.feedback:
+                known = ", ".join(self.feedback)
+                raise ValueError(
+                    f"{self.source} has no payoff of kind '{payoff.kind}', which this rule needs (only {known})"
+                )
 
     def start(self, origin: str) -> Array:
         """The log-policy of an origin."""
@@ -78,10 +87,10 @@ class ExactBackend:
 
     def ask(self, key: str, payoff: Payoff, policy: Array | Average, on: Array) -> Array:
         """The payoff of every response."""
-        return FEEDBACK[payoff.kind](self.game, payoff, probabilities(policy))
+        return self.feedback[payoff.kind](payoff, probabilities(policy))
 
     def project(self, key: str, base: list[tuple[float, Array]], terms: list[Term], on: Array | None) -> Array:
-        """The mirror step itself."""
+        """The mirror step."""
         return mirror_step(base, [(term.weight, term.answer) for term in terms])
 
     def mix(self, key: str, average: Average | None, policy: Array, count: int) -> Average:
@@ -91,3 +100,17 @@ class ExactBackend:
 
     def forget(self, state: State) -> None:
         """Nothing outlives its state."""
+
+
+class ExactBackend(LogPolicyBackend):
+    """A game's own payoffs, without sampling or fitting.
+
+    Parameters
+    ----------
+    game : Game
+    origins : mapping origin -> log-policy (..., n)
+    """
+
+    def __init__(self, game: Game, origins: Mapping[str, Array]) -> None:
+        super().__init__(origins, {kind: partial(answer, game) for kind, answer in FEEDBACK.items()}, "a game")
+        self.game = game
