@@ -5,6 +5,7 @@ Shapes: policies (..., n), gaps and residuals (...) per context.
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from nashpo.core.games import duality_gap, regularized_duality_gap, regularized_
 from nashpo.core.policies import log_from_probabilities
 from nashpo.tabular.game import Game
 from nashpo.tabular.policy_input import log_policy as checked_log_policy
+from nashpo.tabular.win_rates import to_numpy
 
 
 @dataclass(frozen=True)
@@ -21,28 +23,51 @@ class Equilibrium:
 
     Attributes
     ----------
-    policy, log_policy : (..., n)
+    game : Game
+    log_policy : (..., n)
     gap : (...)
         Duality gap; of the regularized game where tau > 0.
     tau : float
         0 for the un-regularized game.
     residual : (...), optional
         Regularized: max_y |log π(y) − log ref(y) − (Pπ)(y)/τ + log Z|, the certificate that a gap cannot give.
-    support, unique : bool (..., n) and (...), optional
-        Un-regularized: which responses some equilibrium plays, and whether there is only one equilibrium. A distance to
-        the equilibrium means something only where it is unique.
-    exact : optional
-        The certificate in rational arithmetic (``nashpo.tabular.rational.ExactEquilibrium``), one per context.
+    exact : list, optional
+        The certificate in rational arithmetic (`nashpo.tabular.rational.ExactEquilibrium`), one per context.
     """
 
+    game: Game
     policy: Any
-    log_policy: Any
     gap: Any
     tau: float = 0.0
     residual: Any = None
-    support: Any = None
-    unique: Any = None
-    exact: Any = None
+    exact: list[Any] | None = None
+    _log_policy: Any = None
+
+    @cached_property
+    def log_policy(self) -> Any:
+        """log π*, (..., n), in nats."""
+        return log_from_probabilities(self.policy) if self._log_policy is None else self._log_policy
+
+    @cached_property
+    def _support_and_unique(self) -> tuple[np.ndarray, np.ndarray]:
+        if self.tau:
+            exists = self.policy > 0 if self.game.mask is None else self.game.mask
+            everywhere = np.broadcast_to(to_numpy(exists), self.policy.shape)
+            return everywhere, np.ones(self.policy.shape[:-1], bool)
+        from nashpo.tabular.uniqueness import support_and_uniqueness
+
+        local = self.game.as_numpy()
+        return support_and_uniqueness(local.A, to_numpy(self.policy), local.mask)
+
+    @property
+    def support(self) -> np.ndarray:
+        """Which responses the equilibrium plays, bool (..., n)."""
+        return self._support_and_unique[0]
+
+    @property
+    def unique(self) -> np.ndarray:
+        """Whether the equilibrium was shown to be the only one, bool (...); a distance to it means something only then."""
+        return self._support_and_unique[1]
 
 
 def nash(
@@ -63,7 +88,8 @@ def nash(
         Full support; uniform by default. Needs tau > 0.
     method : str
         "interior" (the skew interior point; Newton where tau > 0), "highs" or "cvxpy", which are slower and serve as
-        cross-checks. An interior method returns an equilibrium of largest support, a linear program a vertex.
+        cross-checks. Where equilibria are many the interior point returns one with many responses (uniform over the
+        unbeaten ones, where there are any) and a linear program returns a vertex.
     exact : bool
         Certify in rational arithmetic: every inequality is verified exactly. Un-regularized games only.
 
@@ -90,24 +116,14 @@ def nash(
 
 
 def _unregularized(game: Game, solve: Callable[..., np.ndarray], exact: bool) -> Equilibrium:
-    from nashpo.tabular.uniqueness import support_and_uniqueness
-
     local = game.as_numpy()
     policy = solve(local.A, local.mask)
     certificates = None
     if exact:
         certificates, policy = _certify(local, policy)
-    support, unique = support_and_uniqueness(local.A, policy, local.mask)
     gap = duality_gap(local.A, policy, local.mask)
     back = game.xp.asarray
-    return Equilibrium(
-        policy=back(policy),
-        log_policy=back(log_from_probabilities(policy)),
-        gap=back(np.asarray(gap)),
-        support=back(support),
-        unique=back(unique),
-        exact=certificates,
-    )
+    return Equilibrium(game, back(policy), back(np.asarray(gap)), exact=certificates)
 
 
 def _certify(game: Game, policy: np.ndarray) -> tuple[list[Any], np.ndarray]:
@@ -131,11 +147,12 @@ def _regularized(game: Game, tau: float, reference: Any, solve: Callable[..., np
     back = game.xp.asarray
     gap = regularized_duality_gap(local.A, log_policy, log_reference, tau, local.mask)
     return Equilibrium(
+        game,
         policy=back(np.exp(log_policy)),
-        log_policy=back(log_policy),
         gap=back(np.asarray(gap)),
         tau=tau,
         residual=back(np.asarray(regularized_residual(local.A, log_policy, log_reference, tau, local.mask))),
+        _log_policy=back(log_policy),
     )
 
 
