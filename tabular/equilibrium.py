@@ -66,7 +66,7 @@ class Equilibrium:
 
     @property
     def unique(self) -> np.ndarray:
-        """Whether the equilibrium was shown to be the only one, bool (...); a distance to it means something only then."""
+        """Whether it was shown to be the only equilibrium, bool (...); a distance to it means something only then."""
         return self._support_and_unique[1]
 
 
