@@ -5,6 +5,8 @@ Shapes: every argument broadcasts against the others, typically (B,) over respon
 Arrays may come from any library with the array API; only differentiable array operations are used.
 """
 
+from collections.abc import Callable
+
 from array_api_compat import array_namespace
 
 from nashpo.core.policies import Array
@@ -59,3 +61,61 @@ def logistic(lr_w: Array, lr_l: Array, beta: float | Array) -> Array:
     margin = beta * (lr_w - lr_l)
     xp = array_namespace(margin)
     return xp.logaddexp(xp.zeros_like(margin), -margin)
+
+
+def bradley_terry(value_w: Array, value_l: Array, label: float | Array = 1.0) -> Array:
+    """−label · log σ(f_w − f_l) − (1 − label) · log σ(f_l − f_w), the log-loss of a reward on labelled pairs.
+
+    ``label`` in [0, 1] is 1 for a hard label and the probability that ``w`` was preferred for a soft one. The data loss
+    L_D of SPAC's critic and of reward modelling is its mean over pairs.
+    """
+    return label * logistic(value_w, value_l, 1.0) + (1 - label) * logistic(value_l, value_w, 1.0)
+
+
+def identity_term(log_ratio: Array) -> Array:
+    """The self-generated term as it stands: E log π/π_t = −KL(π_t ‖ π), which is unbounded below."""
+    return log_ratio
+
+
+def log_sigmoid_term(log_ratio: Array) -> Array:
+    """The self-generated term through −log σ(−·): bounded below by 0, and flat once a response is given up."""
+    xp = array_namespace(log_ratio)
+    return xp.logaddexp(xp.zeros_like(log_ratio), log_ratio)
+
+
+def spac_practical(
+    lr_w: Array,
+    lr_l: Array,
+    lr_self: Array,
+    beta: float,
+    lam_pref: float = 1.0,
+    lam_critic: float = 1.0,
+    smoothing: Callable[[Array], Array] = log_sigmoid_term,
+) -> Array:
+    """lam_pref · (−log σ(β (lr_w − lr_l))) + lam_critic · smoothing(lr_self), SPAC on one time scale.
+
+    The change of variables f = (1/η) log(π/π_t), β = 1/η, merges the critic and the actor step. Log-ratios are against
+    π_t; ``lr_self`` belongs to responses that π_t generated (and, in practice, to the pair itself). The theory puts its
+    weight λ = Θ(√(C·N)) on the data term, practice puts one on the critic term: both are exposed. With
+    `identity_term` the loss is unbounded below; with `log_sigmoid_term` its minimizer departs from the exact step.
+
+    Source: SPAC (2406.04274), practical algorithm as summaries state it; the smoothing's exact form is our choice.
+    """
+    return lam_pref * logistic(lr_w, lr_l, beta) + lam_critic * smoothing(lr_self)
+
+
+def chi_link(log_ratio: Array) -> Array:
+    """φ(z) = z + log z at z = π/ref, given log z: the link of χPO, from the χ² + KL regularizer (2407.13399)."""
+    xp = array_namespace(log_ratio)
+    return xp.exp(log_ratio) + log_ratio
+
+
+def chi_po(lr_w: Array, lr_l: Array, beta: float, clip: float) -> Array:
+    """−log σ(clip_{±clip}(β φ(z_w) − β φ(z_l))), the loss of χPO with its clip at 2R.
+
+    Source: Huang et al., χPO (2407.13399), as summaries state it.
+    """
+    margin = beta * (chi_link(lr_w) - chi_link(lr_l))
+    xp = array_namespace(margin)
+    clipped = xp.clip(margin, -clip, clip)
+    return xp.logaddexp(xp.zeros_like(clipped), -clipped)

@@ -9,7 +9,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
-from typing import Any
+from typing import Any, TypeGuard
 
 from nashpo.core.schedules import Coef
 
@@ -34,6 +34,8 @@ class Measure(Enum):
 
     DUALITY_GAP = "duality gap"
     KL_TO_EQUILIBRIUM = "KL from the equilibrium"
+    ACTOR_REGRET = "mean actor regret"
+    SUBOPTIMALITY = "suboptimality"
 
 
 @dataclass(frozen=True)
@@ -48,11 +50,14 @@ class Setting:
         Number of updates.
     kl_start : float, optional
         KL(π* ‖ π_1) from the equilibrium that the rule aims for, in nats.
+    pessimism_cost : float, optional
+        Offline rules: (E_u − E_ref) r* + λ L(r*) − min_f [(E_u − E_ref) f + λ L(f)], in reward units.
     """
 
     D: float
     T: int
     kl_start: float | None = None
+    pessimism_cost: float | None = None
 
 
 @dataclass(frozen=True)
@@ -87,7 +92,7 @@ class Theorem:
     bound: Callable[[Any, Setting], float]
 
 
-def constant(coef: Coef) -> bool:
+def constant(coef: Coef) -> TypeGuard[float]:
     """Whether a hyperparameter is a number and not a schedule."""
     return not callable(coef)
 
@@ -184,6 +189,26 @@ def egpo_largest_eta(tau: float) -> float:
 def regularization_bias(D_reference: float, tau: float) -> float:
     """2τD_ref: the un-regularized duality gap of the regularized equilibrium π*_τ (derived)."""
     return 2 * tau * D_reference
+
+
+def spac_actor(D: float, eta: float, R: float, T: float) -> float:
+    """D/(ηT) + ηR²/8: mean regret of the actor against any comparator, for critics in [0, R] (derived, S3)."""
+    return D / (eta * T) + eta * R**2 / 8
+
+
+def spac_pessimism(advantage_of_truth: Any, lam: Any, loss_of_truth: Any, loss_of_critic: Any) -> Any:
+    """(E_π − E_ref) r* + λ (L(r*) − L(f)), which bounds (E_π − E_ref) f for the critic f of π (derived, S1)."""
+    return advantage_of_truth + lam * (loss_of_truth - loss_of_critic)
+
+
+def spac_decomposition(comparator_error: Any, actor_gap: Any, lam: Any, loss_of_truth: Any, loss_of_critic: Any) -> Any:
+    """(E_u − E_ref)(r* − f_t) + <u − π_t, f_t> + λ (L(r*) − L(f_t)), which bounds J(u) − J(π_t) (derived, S2)."""
+    return comparator_error + actor_gap + lam * (loss_of_truth - loss_of_critic)
+
+
+def dpo_rare_arm_floor(beta: float) -> float:
+    """½σ(−1/(2β)): DPO's suboptimality on the rare-arm instance as N grows, for every fixed β (derived)."""
+    return 0.5 / (1 + math.exp(1 / (2 * beta)))
 
 
 def approximate_mwu_gap(divergence: Any, eta: float, T: int, squared_ranges: Any, alignment: Any) -> Any:
