@@ -1,0 +1,1 @@
+"""Rules fitted on causal language models: log-probabilities, policies, stages and the trainer (needs nashpo[llm])."""

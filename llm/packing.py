@@ -1,0 +1,87 @@
+"""Padding-free batches: several sequences in one row, with positions that start again and attention that does not mix.
+
+Shapes: a packed row is (1, N); ``boundaries`` is (B + 1,), from 0 to N.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from nashpo.llm.attention import packed
+from nashpo.llm.head import CHUNK
+from nashpo.llm.logprobs import scored_token_logprobs
+
+
+@dataclass(frozen=True)
+class Packed:
+    """B sequences in one row.
+
+    Attributes
+    ----------
+    input_ids, loss_mask : (1, N)
+    position_ids : (1, N)
+        Counted from 0 in each sequence.
+    boundaries : (B + 1,) int32
+    """
+
+    input_ids: Tensor
+    loss_mask: Tensor
+    position_ids: Tensor
+    boundaries: Tensor
+
+    @classmethod
+    def from_sequences(cls, sequences: Sequence[tuple[Sequence[int], Sequence[int]]]) -> "Packed":
+        """From (token ids, loss mask) of each sequence.
+
+        Raises
+        ------
+        ValueError
+            An empty sequence, or a mask that scores a first token or has another length.
+        """
+        for number, (ids, mask) in enumerate(sequences):
+            if len(ids) == 0 or len(ids) != len(mask):
+                raise ValueError(f"sequence {number} has {len(ids)} tokens and a loss mask of {len(mask)}")
+            if mask[0]:
+                raise ValueError(f"sequence {number} scores its first token, which has no prefix")
+        lengths = [len(ids) for ids, _ in sequences]
+        return cls(
+            torch.tensor([[token for ids, _ in sequences for token in ids]], dtype=torch.long),
+            torch.tensor([[int(m) for _, mask in sequences for m in mask]], dtype=torch.long),
+            torch.tensor([[position for length in lengths for position in range(length)]], dtype=torch.long),
+            torch.tensor([0, *torch.tensor(lengths).cumsum(0).tolist()], dtype=torch.int32),
+        )
+
+    @classmethod
+    def from_padded(cls, input_ids: Tensor, attention_mask: Tensor, loss_mask: Tensor) -> "Packed":
+        """From a padded batch (B, T), padding on any side."""
+        exists = attention_mask.bool()
+        rows = [(input_ids[b][exists[b]].tolist(), loss_mask[b][exists[b]].tolist()) for b in range(len(input_ids))]
+        return cls.from_sequences(rows).to(input_ids.device)
+
+    def to(self, device: torch.device | str) -> "Packed":
+        """The same batch on a device."""
+        return Packed(*(x.to(device) for x in (self.input_ids, self.loss_mask, self.position_ids, self.boundaries)))
+
+
+def packed_logprobs(model: nn.Module, batch: Packed, *, chunk: int = CHUNK) -> Tensor:
+    """`sequence_logprobs` of a packed batch, (B,) float32: the same numbers without padding."""
+    _, columns = batch.loss_mask.nonzero(as_tuple=True)
+    longest = int((batch.boundaries[1:] - batch.boundaries[:-1]).max())
+    with packed(model):
+        tokens = scored_token_logprobs(
+            model,
+            batch.input_ids,
+            torch.zeros_like(columns),
+            columns,
+            chunk=chunk,
+            position_ids=batch.position_ids,
+            cu_seq_lens_q=batch.boundaries,
+            cu_seq_lens_k=batch.boundaries,
+            max_length_q=longest,
+            max_length_k=longest,
+        )
+    owner = torch.searchsorted(batch.boundaries, columns.to(batch.boundaries.dtype), right=True) - 1
+    count = len(batch.boundaries) - 1
+    return torch.zeros(count, dtype=torch.float32, device=tokens.device).index_add(0, owner, tokens)
