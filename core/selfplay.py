@@ -145,7 +145,8 @@ def iterate(form: Form, backend: Backend, state: State) -> tuple[State, tuple[St
     t = state.t
     found: dict[str, Version | None] = dict(state.slots)
     current = found[CURRENT]
-    assert current is not None  # Form demands an origin for it
+    if current is None:
+        raise ValueError(f"'{CURRENT}' is absent at t = {t}: a copy of an absent slot emptied it")
     mix_key = _key("mix", t, state.average.key if state.average else None, current.key)
     folded = state.average.handle if state.average else None
     average = Version(mix_key, backend.mix(mix_key, folded, current.handle, t))

@@ -48,7 +48,7 @@ def shape_of(config: Any) -> Shape:
     return Shape(scale / divisor, float(cap) if cap else None)
 
 
-class _TokenLogProbs(torch.autograd.Function):
+class _TokenLogProbs(torch.autograd.Function):  # type: ignore[misc]  # torch is not typed here
     """Saves the log-sum-exp of each token and recomputes the logits of each chunk in backward."""
 
     @staticmethod
@@ -116,7 +116,7 @@ def token_logprobs(
     shape: Shape | Callable[[Tensor], Tensor] = Shape(),
     chunk: int = CHUNK,
 ) -> Tensor:
-    """log softmax(shape(hidden · weightᵀ + bias))[targets] of every token, with at most ``chunk`` rows of logits at a time.
+    """log softmax(shape(hidden · weightᵀ + bias))[targets] of every token, ``chunk`` rows of logits at a time.
 
     Parameters
     ----------

@@ -7,7 +7,8 @@ The loops release the GIL, so that `interior_point` can split the games over thr
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
+
+from nashpo.tabular.compiled import compiled
 
 VALUE_TOLERANCE = 1e-14
 """The iteration ends at this v, where the gap is at most 2e-14; further on, rounding moves x within a face of ties."""
@@ -19,10 +20,6 @@ POLISH_START = 1e-3
 POLISH_GAP = 1e-14
 STRICT = 1e-11
 """Probabilities on, and slacks off, a polished support must exceed this, far above their rounding (1e-15)."""
-
-
-# error_model: division by zero gives inf, which the kernel tests for, instead of a branch at every division.
-compiled = njit(cache=True, nogil=True, error_model="numpy")
 
 
 @compiled

@@ -97,7 +97,8 @@ def simulate(
             if name == "average":
                 kept[name].append(to_numpy(average))
             else:
-                kept[name].append(to_numpy(handle(after.slots.get(name) or made.get(name), name)))
+                version = after.slots[name] if name in after.slots else made.get(name)
+                kept[name].append(to_numpy(handle(version, name)))
 
     state = self_play(form, backend, steps, observe=observe)
     return Recording(
