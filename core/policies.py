@@ -33,7 +33,10 @@ def logsumexp(values: Array) -> Array:
 
 def log_normalize(logits: Array) -> Array:
     """Log-policy of unnormalized logits: logits − log Σ_y exp(logits_y), shape (..., n)."""
-    return logits - logsumexp(logits)
+    xp = array_namespace(logits)
+    # The largest logit is taken away first: adding it to the logarithm would cost the digits of a large one.
+    centred = logits - xp.max(logits, axis=-1, keepdims=True)
+    return centred - xp.log(xp.sum(xp.exp(centred), axis=-1, keepdims=True))
 
 
 def mirror_step(base: Sequence[tuple[float, Array]], gains: Sequence[tuple[float, Array]]) -> Array:

@@ -13,7 +13,7 @@ FORMAT = 1
 
 def replace_file(path: Path, data: bytes) -> None:
     """Write beside the file, fsync, rename over it, fsync the folder: a reader sees the old bytes or the new ones."""
-    aside = path.with_name(path.name + ".part")
+    aside = path.with_name(f"{path.name}.{os.getpid()}.part")
     with open(aside, "wb") as file:
         file.write(data)
         file.flush()
@@ -55,7 +55,7 @@ class FileStore:
             If the file is there but was not written by `commit`.
         """
         try:
-            raw = self.path.read_text(encoding="utf-8")
+            raw = self.path.read_bytes()
         except FileNotFoundError:
             return None
         try:

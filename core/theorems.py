@@ -19,6 +19,7 @@ class Status(Enum):
 
     PUBLISHED = "published"
     DERIVED = "derived"
+    MEASURED = "measured"
     REFUTED = "refuted as printed"
 
 

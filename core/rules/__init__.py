@@ -9,6 +9,7 @@ from nashpo.core.rules.ipo import IPO, IterativeIPO
 from nashpo.core.rules.nash_md import NashMD
 from nashpo.core.rules.onpo import ONPO
 from nashpo.core.rules.rule import Aim, Rule
+from nashpo.core.rules.spac import SPAC
 from nashpo.core.rules.sppo import SPPO
 
 RULES: dict[str, type[Rule]] = {
@@ -24,6 +25,7 @@ __all__ = [
     "IPO",
     "ONPO",
     "RULES",
+    "SPAC",
     "SPPO",
     "Aim",
     "Copy",

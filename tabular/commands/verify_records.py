@@ -20,7 +20,7 @@ from nashpo.tabular.commands.output import json_text, save_arrays, table
 MANIFEST, ARRAYS = "verify.json", "results.npz"
 PACKAGES = ("nashpo", "numpy", "scipy", "numba")
 HEADER = ("claim", "source", "status", "games", "steps", "slack", "tight", "slope ±95%", "verdict")
-SHORT_STATUS = {Status.PUBLISHED: "published", Status.DERIVED: "derived", Status.REFUTED: "refuted"}
+SHORT_STATUS = {status: status.value.split()[0] for status in Status}
 
 
 def claims_table(results: list[Result]) -> str:
