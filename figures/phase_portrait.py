@@ -113,7 +113,7 @@ def _setting(results: Mapping[str, np.ndarray], number: int) -> str:
     for key, symbol in (("eta", "η"), ("tau", "τ"), ("inner", "k")):
         values = results.get(f"portrait/{key}")
         if values is not None and np.isfinite(values[number]):
-            shown.append(f"{symbol} = {values[number]:g}")
+            shown.append(f"{symbol} = {values[number]:.3g}")
     return ", ".join(shown)
 
 

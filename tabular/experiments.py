@@ -39,6 +39,7 @@ def portrait(
     rules: Sequence[Rule] = PORTRAIT_RULES,
     steps: int = 800,
     start: ArrayLike | None = None,
+    reference: ArrayLike | None = None,
 ) -> Results:
     """Trajectories of the last iterate from one start; by default on rock-paper-scissors.
 
@@ -50,7 +51,9 @@ def portrait(
     steps : int
         Updates.
     start : (n,), optional
-        π_1, and the reference of the rules that have one. Uniform by default, where a game is given.
+        π_1; uniform by default, where a game is given.
+    reference : (n,), optional
+        Of the rules that have one; the start by default.
 
     Returns
     -------
@@ -75,12 +78,13 @@ def portrait(
         equilibrium = np.asarray(nash(game).policy)
     n = game.P.shape[-1]
     begin = np.full(n, 1 / n) if start is None else np.asarray(start, dtype=np.float64)
+    anchor = begin if reference is None else np.asarray(reference, dtype=np.float64)
     trajectories, gaps, targets = [], [], []
     for rule in rules:
-        run = play(rule, game, steps, start=begin, record="all", keep=("current",))
+        run = play(rule, game, steps, start=begin, reference=anchor, record="all", keep=("current",))
         trajectories.append(np.vstack([begin, np.exp(run.kept["current"])]))
         gaps.append(np.append(np.asarray(duality_gap(game, begin)), run.gap_last))
-        targets.append(_target(rule, game, equilibrium, begin))
+        targets.append(_target(rule, game, equilibrium, anchor))
     return {
         "portrait/rules": np.array([rule.name for rule in rules]),
         "portrait/names": np.array([game.label(i) for i in range(n)]),

@@ -33,6 +33,8 @@ from nashpo.tabular.workers import BACKENDS, WorkersDied
 
 RESULTS = "sweep.npz"
 MANIFEST = "sweep.json"
+PORTRAIT_STEPS = 2000
+"""A longer path only covers itself."""
 
 
 def parser() -> Parser:
@@ -62,6 +64,11 @@ def parser() -> Parser:
     out = made.add_argument_group("output")
     out.add_argument("--out", required=True, metavar="DIR", help=f"folder for the cells, {RESULTS} and {MANIFEST}")
     out.add_argument("--plot", metavar="FILE", help="draw the map (.png, .svg, .pdf)")
+    out.add_argument(
+        "--portrait",
+        metavar="FILE",
+        help="draw where the last policy goes, each rule at its best step (.png, .svg, .pdf)",
+    )
     out.add_argument("--json", action="store_true", help="print JSON")
     return made
 
@@ -83,6 +90,9 @@ def main(argv: list[str]) -> int:
         raise ValueError(f"--scheduler {options.scheduler} is for --backend dask")
     folder = writable_folder(options.out)
     plot = None if options.plot is None else writable(options.plot, FIGURE_KINDS)
+    portrait = None if options.portrait is None else writable(options.portrait, FIGURE_KINDS)
+    if portrait is not None and ground.game.batch_shape:
+        raise ValueError("--portrait draws one game, and this one has several contexts: choose one of them")
     with bar(len(allowed), "sweep", " cells") as shown:
         try:
             made = sweep(
@@ -103,10 +113,24 @@ def main(argv: list[str]) -> int:
         from nashpo.figures import sweep as figure
 
         save_figure(figure.draw(made.arrays()), plot)
+    if portrait is not None:
+        draw_portrait(made, ground, portrait)
     say(json_text(facts(given, made, folder)) if options.json else text(given, made, folder))
-    for path in filter(None, (plot,)):
+    for path in filter(None, (plot, portrait)):
         note(f"wrote {path}")
     return GOOD if len(made.refused) < made.gap_last.size else FAILED
+
+
+def draw_portrait(made: Sweep, ground: Ground, path: Path) -> None:
+    """Phase plot of the last policy: every rule at the step size that gave it the smallest last gap."""
+    from nashpo.figures import phase_portrait
+    from nashpo.tabular.experiments import portrait
+
+    pairs = zip(made.grid.rows, made.best(), strict=True)
+    rules = [row.at(best["eta_last"]) for row, best in pairs if best["eta_last"] == best["eta_last"]]
+    steps = min(made.grid.steps, PORTRAIT_STEPS)
+    results = portrait(ground.game.as_numpy(), rules, steps, ground.start, ground.reference)
+    save_figure(phase_portrait.draw(results), path)
 
 
 def grid_from(options: Any) -> Grid:
