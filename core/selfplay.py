@@ -187,7 +187,8 @@ def _run_stage(
         about = policies[payoff.policy]
         if about is None or on is None:
             continue  # an absent slot earns 0
-        question = (payoff, about.key, on.key)
+        # Without the policy's name: what counts is the version, which two names may share.
+        question = (Payoff(payoff.kind, "", payoff.params), about.key, on.key)
         if question not in answers:
             key = _key("ask", t, payoff.kind, payoff.params, about.key, on.key)
             answers[question] = backend.ask(key, payoff, about.handle, on.handle)

@@ -3,7 +3,7 @@
 Shapes: ``P`` (..., n, n), ``policy`` and the reward (..., n), in nats.
 """
 
-from array_api_compat import array_namespace
+from array_api_compat import array_namespace, device
 
 from nashpo.core.policies import Array
 
@@ -11,12 +11,12 @@ _STEPS = 100
 _TOLERANCE = 1e-13
 
 
-def _strongly_connected(xp: object, edges: Array) -> Array:
-    """Whether every node reaches every other, by squaring the reachability matrix; shape (...)."""
+def _strongly_connected(xp: object, edges: Array, wanted: Array) -> Array:
+    """Whether i reaches j for every wanted pair, by squaring the reachability matrix; shape (...)."""
     reach = edges
     for _ in range(max(1, (int(edges.shape[-1]) - 1).bit_length())):
         reach = xp.astype(xp.matmul(reach, reach) > 0, xp.float64)  # type: ignore[attr-defined]
-    return xp.all(xp.all(reach > 0, axis=-1), axis=-1)  # type: ignore[attr-defined]
+    return xp.all(xp.all((reach > 0) | ~wanted, axis=-1), axis=-1)  # type: ignore[attr-defined]
 
 
 def bradley_terry_projection(P: Array, policy: Array) -> Array:
@@ -49,10 +49,10 @@ def bradley_terry_projection(P: Array, policy: Array) -> Array:
     xp = array_namespace(P, policy)
     played = policy > 0
     pair = policy[..., :, None] * policy[..., None, :]
-    both = xp.astype(played[..., :, None] & played[..., None, :], xp.float64)
-    eye = xp.eye(P.shape[-1], dtype=P.dtype)
-    edges = xp.astype(both * P > 0, xp.float64) + eye + (1 - both)
-    if not bool(xp.all(_strongly_connected(xp, edges))):
+    both = played[..., :, None] & played[..., None, :]
+    eye = xp.eye(P.shape[-1], dtype=P.dtype, device=device(P))
+    edges = xp.astype(both & (P > 0), xp.float64) + eye  # no way leads through a response that is not played
+    if not bool(xp.all(_strongly_connected(xp, edges, both))):
         raise ValueError(
             "the Bradley–Terry reward of this game diverges: some responses never lose to the others, so that no finite"
             " reward explains them; give the game a reward, or keep win rates off 0 and 1"

@@ -4,6 +4,8 @@ Shapes: policies are probabilities (..., n) that broadcast over the game's conte
 """
 
 from collections.abc import Sequence
+from numbers import Integral
+from operator import index
 from typing import Any, Protocol
 
 import numpy as np
@@ -60,11 +62,12 @@ def record_steps(record: Record, steps: int) -> list[int]:
                 f"record = {record!r} is none of {', '.join(named)}; or give a number k, or a list of steps"
             )
         return named[record](steps)
-    if isinstance(record, int):
+    if isinstance(record, Integral):
+        record = int(record)
         if record < 1:
             raise ValueError(f"record = {record} must be at least 1: every k-th step is recorded")
         return sorted({*range(record, steps + 1, record), steps})
-    wanted = sorted({int(s) for s in record})
+    wanted = sorted({index(s) for s in record})
     if not wanted or wanted[0] < 1 or wanted[-1] > steps:
         raise ValueError(f"record names steps outside 1 … {steps}")
     return wanted
@@ -118,6 +121,8 @@ def play(
     ValueError
         On bad policies, steps below 1 or beyond the rule's horizon, an unknown engine, or a step off the simplex.
     """
+    if isinstance(keep, str):
+        raise ValueError(f"keep = {keep!r} is one name: give a list of names, keep=[{keep!r}]")
     form = rule.form()
     if steps is None:
         steps = min(DEFAULT_STEPS, form.horizon or DEFAULT_STEPS)
@@ -143,7 +148,11 @@ def play(
         kept=recording.kept,
         weights=np.asarray(game.as_numpy().weights),
         names=game.names,
-        notes={"engine": ran, "feedback": repr(feedback) if feedback is not None else "exact"},
+        notes={
+            "engine": ran,
+            "feedback": "exact" if feedback is None else repr(feedback),
+            "projection": "exact" if feedback is None else repr(projection),
+        },
     )
 
 

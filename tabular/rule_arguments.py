@@ -30,6 +30,8 @@ HELP = {
 
 TUNED = "tuned"
 Tuner = Callable[[Rule], Rule]
+PLAYABLE: dict[str, type[Rule]] = {name: kind for name, kind in RULES.items() if not kind.needs_data}
+"""The rules that a game can answer."""
 
 
 def rule_class(name: str) -> type[Rule]:
@@ -44,6 +46,22 @@ def rule_class(name: str) -> type[Rule]:
     if key not in RULES:
         raise ValueError(f"unknown rule {name!r}; {suggestion(key, RULES, 'the rules are')}")
     return RULES[key]
+
+
+def playable_class(name: str) -> type[Rule]:
+    """`rule_class` of a rule that a game can answer.
+
+    Raises
+    ------
+    ValueError
+        Also where the rule learns from preference data only.
+    """
+    kind = rule_class(name)
+    if kind.needs_data:
+        raise ValueError(
+            f"{kind.name} learns from preference data, not from a game: nashpo offline DATA --rule {kind.name}"
+        )
+    return kind
 
 
 def hyperparameters(kind: type[Rule]) -> dict[str, Any]:
@@ -62,17 +80,17 @@ def required(kind: type[Rule]) -> list[str]:
 def add_rule_arguments(parser: argparse.ArgumentParser) -> None:
     """``--rule`` and one option per hyperparameter of any rule, all read as text."""
     group = parser.add_argument_group("rule")
-    group.add_argument("--rule", required=True, metavar="NAME", help=f"one of {', '.join(RULES)}")
+    group.add_argument("--rule", required=True, metavar="NAME", help=f"one of {', '.join(PLAYABLE)}")
     for name in all_hyperparameters():
-        users = [rule for rule, kind in RULES.items() if name in hyperparameters(kind)]
-        for_whom = "" if len(users) > len(RULES) // 2 else f" ({', '.join(users)})"
+        users = [rule for rule, kind in PLAYABLE.items() if name in hyperparameters(kind)]
+        for_whom = "" if len(users) > len(PLAYABLE) // 2 else f" ({', '.join(users)})"
         text = f"{HELP.get(name, 'hyperparameter')}{for_whom}".replace("%", "%%")
         group.add_argument(option(name), dest=name, metavar="VALUE", help=text)
 
 
 def all_hyperparameters() -> list[str]:
-    """Every hyperparameter of every rule, each once."""
-    return list(dict.fromkeys(name for kind in RULES.values() for name in hyperparameters(kind)))
+    """Every hyperparameter of every rule that a game can answer, each once."""
+    return list(dict.fromkeys(name for kind in PLAYABLE.values() for name in hyperparameters(kind)))
 
 
 def given_hyperparameters(options: argparse.Namespace) -> dict[str, str]:
@@ -87,7 +105,7 @@ def rule_from(name: str, given: Mapping[str, str], tuner: Tuner | None = None) -
     Parameters
     ----------
     name : str
-        A key of `RULES`.
+        A key of `PLAYABLE`.
     given : mapping hyperparameter -> text
     tuner : callable (rule) -> rule, optional
         Chooses the step size of ``--eta tuned``: `nashpo.tabular.play.tune` for a game and a number of steps.
@@ -98,7 +116,7 @@ def rule_from(name: str, given: Mapping[str, str], tuner: Tuner | None = None) -
         Unknown rule (with the nearest), a hyperparameter that is missing or that the rule does not have, text that is
         no value, or a value that the rule refuses.
     """
-    kind: Any = rule_class(name)
+    kind: Any = playable_class(name)
     kinds = hyperparameters(kind)
     known = ", ".join(option(k) for k in kinds) or "none"
     foreign = [option(k) for k in given if k not in kinds]

@@ -8,6 +8,8 @@ import csv
 import io
 import json
 import os
+import zipfile
+import zlib
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
@@ -115,9 +117,9 @@ class Run:
                     raise ValueError(f"format {about['format']}")
                 arrays = {name: saved[name] for name in _ARRAYS}
                 kept = {name[len("kept:") :]: saved[name] for name in saved.files if name.startswith("kept:")}
-        except (ValueError, KeyError, EOFError, OSError) as error:
-            if isinstance(error, FileNotFoundError):
-                raise
+        except FileNotFoundError:
+            raise
+        except (ValueError, KeyError, TypeError, EOFError, OSError, zipfile.BadZipFile, zlib.error) as error:
             raise ValueError(f"{path} is not a saved run ({error})") from error
         names = tuple(about["names"]) if about["names"] is not None else None
         return cls(rule=about["rule"], steps=about["steps"], kept=kept, names=names, notes=about["notes"], **arrays)

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from nashpo.core.rules import Rule
-from nashpo.tabular.rule_arguments import hyperparameters, option, required, rule_class
+from nashpo.tabular.rule_arguments import hyperparameters, option, playable_class, required
 from nashpo.tabular.sweep_cells import CellStore, Ground, Outcome, cell_key, run_cell
 from nashpo.tabular.workers import run_all
 
@@ -131,7 +131,7 @@ def make_rows(names: Sequence[str], axes: Mapping[str, Sequence[Any]]) -> tuple[
     ValueError
         Unknown rule, a rule without a step size, a hyperparameter that is missing or that no rule has.
     """
-    kinds = list(dict.fromkeys(rule_class(name) for name in names))
+    kinds = list(dict.fromkeys(playable_class(name) for name in names))
     for name in axes:
         if not any(name in hyperparameters(kind) for kind in kinds):
             raise ValueError(

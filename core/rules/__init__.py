@@ -13,9 +13,9 @@ from nashpo.core.rules.spac import SPAC
 from nashpo.core.rules.sppo import SPPO
 
 RULES: dict[str, type[Rule]] = {
-    rule.name: rule for rule in (SPPO, ONPO, INPO, NashMD, EGPO, COMAL, IPO, IterativeIPO, DPO, IterativeDPO)
+    rule.name: rule for rule in (SPPO, ONPO, INPO, NashMD, EGPO, COMAL, IPO, IterativeIPO, DPO, IterativeDPO, SPAC)
 }
-"""Every rule of the package by its name on the command line."""
+"""Every rule of the package by its name on the command line; those that need data play on data sets only."""
 
 __all__ = [
     "COMAL",

@@ -14,6 +14,7 @@ lives for one iteration.
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from enum import Enum
+from numbers import Integral
 from typing import Any
 
 from nashpo.core.schedules import Coef, value
@@ -267,7 +268,7 @@ class Form:
         ------
         ValueError
         """
-        if steps < 1:
-            raise ValueError(f"steps = {steps} must be at least 1")
+        if not isinstance(steps, Integral) or steps < 1:
+            raise ValueError(f"steps = {steps!r} must be at least 1, and whole")
         if self.horizon is not None and steps > self.horizon:
             raise ValueError(f"steps = {steps}, but this rule has a horizon of {self.horizon}: use its iterative form")

@@ -43,6 +43,7 @@ class Rule(ABC):
     aim: ClassVar[Aim] = Aim.NOTHING
     theorems: ClassVar[tuple[Theorem, ...]] = ()
     citations: ClassVar[tuple[str, ...]] = ()
+    needs_data: ClassVar[bool] = False
 
     @abstractmethod
     def form(self) -> Form:

@@ -39,6 +39,7 @@ class SPAC(Rule):
     R: float
     name = "spac"
     citations = ("spac",)
+    needs_data = True
     theorems = (
         Theorem(
             "spac.actor",

@@ -26,7 +26,7 @@ from nashpo.tabular.rule_arguments import (
     described,
     given_hyperparameters,
     in_words,
-    rule_class,
+    playable_class,
     rule_from,
 )
 
@@ -71,7 +71,7 @@ def parser() -> Parser:
 def main(argv: list[str]) -> int:
     """Play a rule and print its gaps; 1 where a bound that should hold was violated."""
     options = parser().parse_args(argv)
-    rule_class(options.rule)
+    playable_class(options.rule)
     plot = None if options.plot is None else writable(options.plot, FIGURE_KINDS)
     save = None if options.save is None else writable(options.save, (".npz",))
     csv = None if options.csv is None else writable(options.csv)

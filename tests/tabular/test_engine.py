@@ -155,7 +155,7 @@ def shown(rule: Rule) -> str:
 
 
 def test_every_rule_of_the_package_is_here() -> None:
-    assert {type(rule) for rule in RULES_HERE} == set(RULES.values())
+    assert {type(rule) for rule in RULES_HERE} == {rule for rule in RULES.values() if not rule.needs_data}
 
 
 @pytest.mark.parametrize("rule", RULES_HERE, ids=shown)

@@ -5,12 +5,13 @@ from typing import Any
 
 import pytest
 
-from nashpo.core.rules import COMAL, DPO, EGPO, INPO, IPO, ONPO, RULES, SPPO, IterativeDPO, IterativeIPO, NashMD, Rule
+from nashpo.core.rules import COMAL, DPO, EGPO, INPO, IPO, ONPO, SPPO, IterativeDPO, IterativeIPO, NashMD, Rule
 from nashpo.core.schedules import Power
 from nashpo.tabular.families import comal
 from nashpo.tabular.play import tune
 from nashpo.tabular.rule_arguments import (
     HELP,
+    PLAYABLE,
     READERS,
     add_rule_arguments,
     all_hyperparameters,
@@ -45,7 +46,12 @@ def test_a_rule_from_its_words(name: str, given: dict[str, str], rule: Rule) -> 
 
 
 def test_every_rule_is_in_the_table_above() -> None:
-    assert {rule.name for _, _, rule in GOOD} == set(RULES)
+    assert {rule.name for _, _, rule in GOOD} == set(PLAYABLE)
+
+
+def test_a_rule_that_needs_data_is_sent_to_its_command() -> None:
+    with pytest.raises(ValueError, match="spac learns from preference data, not from a game: nashpo offline"):
+        rule_from("spac", {"eta": "1"})
 
 
 BAD: list[tuple[str, dict[str, str], str]] = [
@@ -113,9 +119,9 @@ def test_a_rule_without_such_a_bound_says_so() -> None:
         rule_from("comal", {"eta": "tuned", "tau": "1", "inner": "2"}, lambda rule: tune(rule, comal(), 100))
 
 
-@pytest.mark.parametrize("name", RULES)
+@pytest.mark.parametrize("name", PLAYABLE)
 def test_every_hyperparameter_has_help_and_a_reader(name: str) -> None:
-    for hyperparameter, kind in hyperparameters(RULES[name]).items():
+    for hyperparameter, kind in hyperparameters(PLAYABLE[name]).items():
         assert hyperparameter in HELP
         assert kind in READERS
 
