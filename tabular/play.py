@@ -4,7 +4,6 @@ Shapes: policies are probabilities (..., n) that broadcast over the game's conte
 """
 
 from collections.abc import Sequence
-from numbers import Integral
 from operator import index
 from typing import Any, Protocol
 
@@ -62,7 +61,7 @@ def record_steps(record: Record, steps: int) -> list[int]:
                 f"record = {record!r} is none of {', '.join(named)}; or give a number k, or a list of steps"
             )
         return named[record](steps)
-    if isinstance(record, Integral):
+    if isinstance(record, int | np.integer):
         record = int(record)
         if record < 1:
             raise ValueError(f"record = {record} must be at least 1: every k-th step is recorded")

@@ -4,6 +4,7 @@ from nashpo.tabular.claims import (
     approximate,
     losses,
     multiplicative_weights,
+    offline,
     optimistic,
     printed_bound,
     rates,
@@ -14,7 +15,7 @@ from nashpo.tabular.claims.runner import Verification, run_claims
 
 CLAIMS: dict[str, Claim] = {
     claim.id: claim
-    for subject in (multiplicative_weights, optimistic, printed_bound, rates, regularized, losses, approximate)
+    for subject in (multiplicative_weights, optimistic, printed_bound, rates, regularized, losses, approximate, offline)
     for claim in subject.CLAIMS
 }
 """Every claim by its id, in the order in which they are printed."""
