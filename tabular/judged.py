@@ -12,10 +12,7 @@ un-regularized equilibrium is the best answer (any mixture where several tie for
 
 from __future__ import annotations
 
-import gzip
 import json
-import zlib
-from collections.abc import Iterator
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
@@ -25,7 +22,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nashpo.tabular.game import Game
-from nashpo.tabular.raw_files import distinct_keys, named, refuse_pickle
+from nashpo.tabular.json_lines import text_lines
+from nashpo.tabular.raw_files import distinct_keys, named
 from nashpo.tabular.win_rates import Array, bradley_terry_win_rates, to_numpy
 
 BASELINE = "gpt4_1106_preview"
@@ -100,7 +98,7 @@ def read_judged(path: str | PathLike[str], clip: float = 1e-6, baseline: str = B
     prompts: list[str] = []
     judgements: list[dict[str, float]] = []
     with named(str(path)):
-        for number, line in _lines(Path(path)):
+        for number, line in text_lines(Path(path)):
             prompt, found = _record(number, line)
             if baseline in found:
                 raise ValueError(f"line {number}: the model {baseline!r} has the baseline's name")
@@ -120,24 +118,6 @@ def read_judged(path: str | PathLike[str], clip: float = 1e-6, baseline: str = B
 def _numpy_reward(game: Game) -> tuple[NDArray[Any], NDArray[Any]]:
     reward = to_numpy(game.reward)
     return reward, np.ones(reward.shape, dtype=bool) if game.mask is None else to_numpy(game.mask)
-
-
-def _lines(path: Path) -> Iterator[tuple[int, str]]:
-    """Non-empty lines with their numbers."""
-    with path.open("rb") as file:
-        start = file.read(2)
-    refuse_pickle(start)
-    number = 0
-    with gzip.open(path) if start == b"\x1f\x8b" else path.open("rb") as stream:
-        try:
-            for number, line in enumerate(stream, 1):
-                text = line.decode("utf-8-sig" if number == 1 else "utf-8")
-                if text.strip():
-                    yield number, text
-        except EOFError:
-            raise ValueError(f"the gzip file is truncated after line {number}; copy it again") from None
-        except (gzip.BadGzipFile, zlib.error):
-            raise ValueError(f"the gzip file is damaged after line {number}; copy it again") from None
 
 
 def _record(number: int, line: str) -> tuple[str, dict[str, float]]:

@@ -4,9 +4,10 @@ from nashpo.tabular.claims import (
     approximate,
     losses,
     multiplicative_weights,
-    offline,
     optimistic,
+    pessimism,
     printed_bound,
+    rare_arms,
     rates,
     regularized,
 )
@@ -15,7 +16,17 @@ from nashpo.tabular.claims.runner import Verification, run_claims
 
 CLAIMS: dict[str, Claim] = {
     claim.id: claim
-    for subject in (multiplicative_weights, optimistic, printed_bound, rates, regularized, losses, approximate, offline)
+    for subject in (
+        multiplicative_weights,
+        optimistic,
+        printed_bound,
+        rates,
+        regularized,
+        losses,
+        approximate,
+        pessimism,
+        rare_arms,
+    )
     for claim in subject.CLAIMS
 }
 """Every claim by its id, in the order in which they are printed."""

@@ -1,6 +1,6 @@
-"""Claims about SPAC and its certificate: what holds at every step on any data, and the rates on the rare-arm instance.
+"""Claims about rates on the rare-arm instance, where bad responses are seen O(1) times at every N.
 
-Shapes: B replicates of a data set; per step (T, B). Rewards, values and suboptimalities are in reward units, L in nats.
+Shapes: B replicates of a data set per N; suboptimalities are (B,), in reward units.
 
 Rates are slopes of log mean suboptimality against log N, fitted by least squares, with a 95 % percentile bootstrap over
 the replicates (1,000 resamples; replicates of different N are independent). The actor's T = 1600 keeps its own √(1/T)
@@ -9,89 +9,35 @@ term below the statistical error.
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property, partial
-from typing import Any
+from functools import partial
 
 import numpy as np
 
 from nashpo.core.rules import DPO, SPAC
 from nashpo.core.theorems import Status, dpo_rare_arm_floor
 from nashpo.tabular import instances
-from nashpo.tabular.baselines import ipo, mle_greedy
+from nashpo.tabular.baselines import chi_po, ipo, mle_greedy
 from nashpo.tabular.certificate import certificate
 from nashpo.tabular.certificate_study import ROUNDING, Study, study
-from nashpo.tabular.claims.claim import Claim, Ensemble, Floats, Interval, Tally, claim_of, declared
-from nashpo.tabular.claims.ensembles import SEED, log_uniform
+from nashpo.tabular.claims.claim import Claim, Ensemble, Floats, Interval, Tally
+from nashpo.tabular.claims.ensembles import SEED
 from nashpo.tabular.instances import OfflineInstance
-from nashpo.tabular.offline import OfflineRun, play_offline
+from nashpo.tabular.offline import play_offline
 from nashpo.tabular.preferences import PreferenceData
-from nashpo.tabular.spac_inequalities import inequalities
-from nashpo.tabular.spac_losses import practical_departure
 
 R = instances.REWARD_BOX
 T_RATE = 1600
 BETAS = (0.05, 0.1, 0.2, 0.3, 0.5, 1.0)
+CHI_BETAS = (0.03, 0.1)
 CONSTANT_LAM = 5.0
 DELTA = 0.05
 BASELINE_REPLICATES = 400
 CERTIFIED = ("SPAC average", "DPO 0.1", "IPO 0.1", "MLE")
-CRITIC_TOLERANCE = 1e-8
-"""Critics are solved to a Frank–Wolfe gap of 1e-9 (1 + λ); inequalities that contain a minimum inherit it."""
-
-
-@dataclass(frozen=True)
-class Played:
-    """SPAC on B data sets of an instance, recorded at every step."""
-
-    instance: OfflineInstance
-    data: PreferenceData
-    rule: SPAC
-    run: OfflineRun
-
-    @property
-    def noise(self) -> float:
-        """What an inexact critic may cost, once per minimum in an inequality."""
-        return 2 * CRITIC_TOLERANCE * (1 + float(self.rule.lam))  # type: ignore[arg-type]
-
-    @cached_property
-    def sides(self) -> dict[str, tuple[Floats, Floats]]:
-        """Both sides of S1–S4 at every step."""
-        return inequalities(self.rule, self.run, self.instance.reward, self.instance.comparator)
-
-
-def _played(instance_of: Callable[[int], OfflineInstance], index: int, quick: bool) -> Played:
-    rng = np.random.default_rng([SEED, 22, index])
-    N = int(log_uniform(rng, 30, 5000))
-    instance = instance_of(N)
-    data = instance.sample(N, seed=int(rng.integers(2**31)), replicates=4 if quick else 16)
-    T = 50 if quick else 200
-    tuned = SPAC.for_data(N, T, instance.D, R)
-    rule = SPAC(eta=tuned.eta, lam=log_uniform(rng, 0.1, 1e3), R=R) if index % 3 else tuned
-    run = play_offline(rule, data, T, reference=instance.reference, record="all")
-    return Played(instance, data, rule, run)
-
-
-def _instances(quick: bool) -> list[Callable[[], Played]]:
-    makers: list[Callable[[int], OfflineInstance]] = [
-        instances.rare_arms,
-        lambda N: instances.bad_arm_trap(max(N, 64)),
-        lambda N: instances.full_coverage(),
-        lambda N: instances.contextual_linear(seed=N),
-    ]
-    count = 1 if quick else 3
-    return [partial(_played, make, 4 * k + i, quick) for k in range(count) for i, make in enumerate(makers)]
-
-
-STEPS = Ensemble("spac steps", _instances)
-
-
-def _inequality(name: str) -> Callable[[Played, Tally], None]:
-    def check(p: Played, tally: Tally) -> None:
-        left, right = p.sides[name]
-        tally.seen(left.shape[1], left.shape[0])
-        tally.inequality(left, right, noise=p.noise)
-
-    return check
+METHODS = (
+    *("SPAC average", "SPAC last", "SPAC constant", "MLE"),
+    *(f"DPO {beta:g}" for beta in BETAS),
+    *(f"χPO {beta:g}" for beta in CHI_BETAS),
+)
 
 
 @dataclass(frozen=True)
@@ -132,6 +78,7 @@ def _rare_arms(N: int, replicates: int) -> RareArms:
 
 def _baselines(instance: OfflineInstance, data: PreferenceData) -> dict[str, Floats]:
     policies = {f"DPO {beta:g}": play_offline(DPO(tau=beta), data, reference=instance.reference).last for beta in BETAS}
+    policies |= {f"χPO {beta:g}": chi_po(data, R, beta, instance.reference) for beta in CHI_BETAS}
     return policies | {"MLE": mle_greedy(data, R)}
 
 
@@ -174,11 +121,10 @@ def _conclude_slope(name: str, low: float, high: float) -> Callable[[Tally], Non
 def _conclude_average(tally: Tally) -> None:
     _conclude_slope("SPAC average", -np.inf, -0.45)(tally)
     tally.keep("spac/N", np.array(tally.arrays["N"]))
-    methods = ["SPAC average", "SPAC last", "SPAC constant", "MLE", *(f"DPO {beta:g}" for beta in BETAS)]
-    tally.keep("spac/methods", np.array(methods))
-    tally.keep("spac/suboptimality", np.array([tally.arrays[m] for m in methods]))
-    last = {m: float(tally.arrays[m][-1].mean()) for m in methods}
-    best = min((m for m in methods if m.startswith("DPO")), key=lambda m: last[m])
+    tally.keep("spac/methods", np.array(METHODS))
+    tally.keep("spac/suboptimality", np.array([tally.arrays[m] for m in METHODS]))
+    last = {m: float(tally.arrays[m][-1].mean()) for m in METHODS}
+    best = min((m for m in METHODS if m.startswith("DPO")), key=lambda m: last[m])
     N = int(tally.arrays["N"][-1])
     tally.remarks.append(f"mean suboptimality at N = {N:,}: " + ", ".join(f"{m} {v:.4f}" for m, v in last.items()))
     tally.remarks.append(f"SPAC's average is x{last['SPAC average'] / last[best]:.2f} of the best DPO ({best})")
@@ -252,94 +198,7 @@ def _conclude_robust(tally: Tally) -> None:
     tally.remarks.append(f"worse than the reference in {int(sum(tally.arrays['worse']))} of {runs:,} runs")
 
 
-def _misspecified(index: int, quick: bool) -> dict[str, Any]:
-    instance = instances.misspecified()
-    N = 400 * 4**index
-    data = instance.sample(N, seed=SEED + index, replicates=8 if quick else 32)
-    rule = SPAC.for_data(N, 800, instance.D, R)
-    run = play_offline(rule, data, 800, reference=instance.reference)
-    return {"N": N, "gap": instance.suboptimality(run.average), "runs": data.wins.shape[0]}
-
-
-MISSPECIFIED = Ensemble("misspecified", lambda quick: [partial(_misspecified, k, quick) for k in range(3)])
-
-
-def _check_misspecified(sample: dict[str, Any], tally: Tally) -> None:
-    tally.seen(sample["runs"], 800)
-    tally.keep("N", sample["N"])
-    tally.keep("gap", sample["gap"])
-    # No reward explains a circle: whatever is learned, some response beats it. 0.05 is far below every run seen.
-    tally.demand(sample["gap"] >= 0.05)
-
-
-def _conclude_misspecified(tally: Tally) -> None:
-    shown = ", ".join(f"N = {int(N):,}: {gap.mean():.3f}" for N, gap in zip(tally.arrays["N"], tally.arrays["gap"]))
-    tally.remarks.append(f"mean duality gap of SPAC's average: {shown}; it does not vanish, as the equilibrium's does")
-
-
-def _departures(instance_of: Callable[[int], OfflineInstance], name: str, quick: bool) -> dict[str, Any]:
-    N, count = 400, 4 if quick else 12
-    instance = instance_of(N)
-    rule = SPAC.for_data(N, T_RATE, instance.D, R)
-    drawn = [instance.sample(N, seed=SEED + k) for k in range(count)]
-    apart = [practical_departure(rule, data, instance.reference, instance.reference) for data in drawn]
-    return {"name": name, "departure": np.array([each.total_variation for each in apart])}
-
-
-def _practical_instances(quick: bool) -> list[Callable[[], dict[str, Any]]]:
-    pairs = ((lambda N: instances.full_coverage(), "full coverage"), (instances.rare_arms, "rare arms"))
-    return [partial(_departures, make, name, quick) for make, name in pairs]
-
-
-PRACTICAL = Ensemble("practical loss", _practical_instances)
-NEAR, FAR = 0.01, 0.3
-
-
-def _check_practical(sample: dict[str, Any], tally: Tally) -> None:
-    tally.seen(len(sample["departure"]), 1)
-    median = float(np.median(sample["departure"]))
-    tally.demand(median <= NEAR if sample["name"] == "full coverage" else median >= FAR)
-    tally.remarks.append(
-        f"{sample['name']}, N = 400: total variation between the practical minimizer and the exact step, median"
-        f" {median:.2g}, largest {sample['departure'].max():.2g}"
-    )
-
-
-ACTOR = declared(SPAC, "spac.actor")
-CERTIFICATE = declared(SPAC, "spac.certificate")
-
-_METHODS = ("SPAC average", "SPAC last", "SPAC constant", "MLE", *(f"DPO {beta:g}" for beta in BETAS))
-
 CLAIMS = (
-    Claim(
-        "spac.pessimism",
-        "(E_π − E_ref) f <= (E_π − E_ref) r* + λ (L(r*) − L(f)) for every critic",
-        "derived, S1",
-        "S1",
-        Status.DERIVED,
-        (STEPS,),
-        _inequality("spac.pessimism"),
-    ),
-    Claim(
-        "spac.decomposed",
-        "J(u) − J(π_t) <= (E_u − E_ref)(r* − f_t) + <u − π_t, f_t> + λ (L(r*) − L(f_t))",
-        "derived, S2",
-        "S2",
-        Status.DERIVED,
-        (STEPS,),
-        _inequality("spac.decomposed"),
-    ),
-    Claim(
-        "spac.likelihood",
-        "L(r̂) <= L(f_t): no critic explains the data better than the maximum-likelihood reward",
-        "derived, S1",
-        "S1",
-        Status.DERIVED,
-        (STEPS,),
-        _inequality("spac.likelihood"),
-    ),
-    claim_of(ACTOR, "S3", (STEPS,), _inequality("spac.actor")),
-    claim_of(CERTIFICATE, "S4", (STEPS,), _inequality("spac.certificate")),
     Claim(
         "spac.rate",
         "suboptimality of the average falls with slope <= −.45 in N under single-policy coverage, λ = 2√N; at the"
@@ -348,7 +207,7 @@ CLAIMS = (
         "SPAC",
         Status.PUBLISHED,
         (RARE,),
-        _keep(*_METHODS),
+        _keep(*METHODS),
         _conclude_average,
     ),
     Claim(
@@ -409,25 +268,5 @@ CLAIMS = (
         (RARE,),
         _check_robust,
         _conclude_robust,
-    ),
-    Claim(
-        "spac.misspecified",
-        "on intransitive preferences SPAC's duality gap does not vanish with N: its assumption is a reward",
-        "measured here",
-        "measured",
-        Status.MEASURED,
-        (MISSPECIFIED,),
-        _check_misspecified,
-        _conclude_misspecified,
-    ),
-    Claim(
-        "spac.practical-loss",
-        "the smoothed one-time-scale loss, taken to its minimum, agrees with the exact step under full coverage and not"
-        " on rare arms, where it plays what won by chance",
-        "measured here",
-        "measured",
-        Status.MEASURED,
-        (PRACTICAL,),
-        _check_practical,
     ),
 )
