@@ -36,6 +36,7 @@ COMMANDS: dict[str, Command] = {
     "solve": Command("nashpo.tabular.commands.solve:main", "find the Nash equilibrium of a game, exactly if asked"),
     "play": Command("nashpo.tabular.commands.play:main", "play a rule on a game and hold it against its bounds"),
     "sweep": Command("nashpo.tabular.commands.sweep:main", "play rules over a grid of step sizes and draw the map"),
+    "offline": Command("nashpo.tabular.commands.offline:main", "learn from preference pairs, and certify the policy"),
     "rules": Command("nashpo.tabular.commands.rules:main", "list the rules: step, hyperparameters, aim, theorems"),
     "cite": Command("nashpo.tabular.commands.cite:main", "print the BibTeX of the papers behind a rule"),
     "figures": Command("nashpo.figures.commands:main", "draw the figures from saved results"),

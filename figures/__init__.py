@@ -13,6 +13,10 @@ FIGURES: dict[str, str] = {
     "phase_portrait": "nashpo.figures.phase_portrait",
     "step_sizes": "nashpo.figures.step_sizes",
     "comal_map": "nashpo.figures.comal_map",
+    "offline_rates": "nashpo.figures.offline_rates",
+    "offline_policies": "nashpo.figures.offline_policies",
+    "pessimism_map": "nashpo.figures.pessimism_map",
+    "offline_certificate": "nashpo.figures.offline_certificate",
     "sweep": "nashpo.figures.sweep",
 }
 """Every figure by name, in the order of the report."""

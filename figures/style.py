@@ -85,13 +85,14 @@ RULE_STYLES: dict[str, RuleStyle] = {
     "nash-md": RuleStyle("Nash-MD", ORANGE, "D", (0, (1, 1))),
     "egpo": RuleStyle("EGPO", PURPLE, "v", (0, (6, 1.5, 1.5, 1.5))),
     "comal": RuleStyle("COMAL", BLACK, "P", (0, (6, 1.5, 1.5, 1.5, 1.5, 1.5))),
+    "spac": RuleStyle("SPAC", BLUE, "d", (0, (8, 1.5, 3, 1.5))),
     "ipo": RuleStyle("IPO", SKY, "X", (0, (4, 1, 1, 1, 1, 1, 1, 1))),
     "iterative-ipo": RuleStyle("iterative IPO", SKY, "*", (0, (4, 3))),
     "dpo": RuleStyle("DPO", GREY, "<", (0, (1, 2))),
     "iterative-dpo": RuleStyle("iterative DPO", GREY, ">", (0, (9, 3))),
 }
 _OTHER_COLORS = (SKY, GREY, PURPLE, GREEN)
-_OTHER_MARKERS = ("h", "d", "p", "H", "8", "1", "2", "3", "4", "+", "x", "|")
+_OTHER_MARKERS = ("h", "p", "H", "8", "1", "2", "3", "4", "+", "x", "|")
 _OTHER_LINES = ((0, (2, 2)), (0, (8, 2, 2, 2)), (0, (5, 5)))
 
 

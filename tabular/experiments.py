@@ -12,7 +12,7 @@ from numpy.typing import ArrayLike
 from nashpo.core.rules import COMAL, EGPO, INPO, ONPO, SPPO, NashMD
 from nashpo.core.rules.rule import Aim, Rule
 from nashpo.core.theorems import egpo_largest_eta, inpo_largest_eta, mwu_tuned_eta
-from nashpo.tabular import families
+from nashpo.tabular import families, offline_experiments
 from nashpo.tabular.equilibrium import nash
 from nashpo.tabular.game import Game
 from nashpo.tabular.gap import duality_gap
@@ -270,5 +270,6 @@ EXPERIMENTS: dict[str, Callable[[], Results]] = {
     "portrait": portrait,
     "step_sizes": step_sizes,
     "comal": comal_map,
+    **offline_experiments.EXPERIMENTS,
 }
 """Experiments by the prefix of the keys that they make."""

@@ -58,10 +58,37 @@ def synthetic() -> dict[str, np.ndarray]:
         "comal/multiplier": np.linspace(1.5, 0.5, 3)[:, None] * np.linspace(0.8, 1.2, 9),
         "comal/tau": np.array(0.1),
         "comal/steps": np.array(2400),
+        **offline(),
         "sweep/rules": np.array(["sppo", "mine"]),
         "sweep/eta": eta,
         "sweep/gap_average": gaps,
         "sweep/gap_last": 2 * gaps,
+    }
+
+
+def offline() -> dict[str, np.ndarray]:
+    """What the figures about offline learning read: power laws in N, and three policies on four responses."""
+    N = 100 * 2 ** np.arange(4)
+    ripple = np.array([0.8, 0.9, 1.1, 1.2])
+    rates = np.stack([N**-0.5, N**-0.75, 0.3 + 0 * N, 0.1 + 1 / N])
+    lam, coverage = np.array([1.0, 10.0, 100.0]), np.array([2.0, 20.0])
+    return {
+        "spac/N": N,
+        "spac/methods": np.array(["SPAC average", "SPAC last", "MLE", "DPO 0.3"]),
+        "spac/suboptimality": rates[..., None] * ripple,
+        "certificate/N": N,
+        "certificate/methods": np.array(["SPAC average", "MLE", "DPO 0.3"]),
+        "certificate/bound": 3 * rates[[0, 2, 3]],
+        "certificate/truth": rates[[0, 2, 3]] * np.array([[1], [0], [1]]),
+        "pessimism/lam": lam,
+        "pessimism/coverage": coverage,
+        "pessimism/suboptimality": np.array([[0.2, 0.5], [0.02, 0.3], [0.1, 0.2]]),
+        "pessimism/N": np.array(1600),
+        "policies/methods": np.array(["SPAC, average", "MLE, greedy", "reference"]),
+        "policies/arms": np.array(["good", "next", "rare\n1", "rare\n2"]),
+        "policies/probability": np.array([[0.97, 0.0297, 0.0003, 0], [0.5, 0, 0.25, 0.25], [0.4, 0.4, 0.1, 0.1]]),
+        "policies/suboptimality": np.array([0.015, 0.75, np.nan]),
+        "policies/certificate": np.array([0.03, 1.5, 0.6]),
     }
 
 

@@ -18,7 +18,8 @@ def quick(monkeypatch, results):
     def group(name):
         return lambda: {key: values for key, values in results.items() if key.startswith(f"{name}/")}
 
-    monkeypatch.setattr(experiments, "EXPERIMENTS", {name: group(name) for name in ("portrait", "step_sizes", "comal")})
+    names = ("portrait", "step_sizes", "comal", "pessimism", "policies")
+    monkeypatch.setattr(experiments, "EXPERIMENTS", {name: group(name) for name in names})
     monkeypatch.setattr(style, "PNG_DPI", 40)
     save = style.save
     monkeypatch.setattr(style, "save", lambda fig, path: save(fig, path, dpi=40))
@@ -27,7 +28,9 @@ def quick(monkeypatch, results):
 def test_all_figures_of_a_folder(folder, capsys):
     assert commands.main(["--results", str(folder)]) == 0
     pictures = sorted(path.name for path in (folder / "figures").iterdir())
-    names = ("comal_map", "phase_portrait", "rates", "refuted_bound", "step_sizes")
+    names = (
+        "comal_map", "offline_policies", "pessimism_map", "phase_portrait", "rates", "refuted_bound", "step_sizes",
+    )  # fmt: skip
     assert pictures == sorted(f"{name}.{kind}" for name in names for kind in ("png", "svg", "pdf"))
     out, err = capsys.readouterr()
     assert len(out.splitlines()) == len(names)

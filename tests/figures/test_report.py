@@ -89,7 +89,7 @@ def quick(monkeypatch, results):
         "EXPERIMENTS",
         {
             name: lambda name=name: {key: v for key, v in results.items() if key.startswith(f"{name}/")}
-            for name in ("portrait", "step_sizes", "comal")
+            for name in ("portrait", "step_sizes", "comal", "pessimism", "policies")
         },
     )
     monkeypatch.setattr(report, "DPI", 40)
@@ -116,7 +116,7 @@ def test_it_needs_nothing_from_outside(folder):
 
 def test_every_figure_is_inside_as_a_picture(folder):
     _, page = write(folder)
-    assert len(page.images) == 5
+    assert len(page.images) == 7
     for image in page.images:
         assert base64.b64decode(image.partition(",")[2])[1:4] == b"PNG"
 
@@ -125,7 +125,7 @@ def test_a_sweep_in_the_same_folder_stays_out(folder, results):
     """Its map of COMAL is of another game than the one that the caption of the report tells of."""
     np.savez(folder / "sweep.npz", **{key: results[key] for key in results if key.startswith(("sweep/", "comal/"))})
     _, page = write(folder)
-    assert len(page.images) == 5
+    assert len(page.images) == 7
     assert "nashpo sweep" not in page.text
 
 
@@ -174,8 +174,9 @@ def test_refuted_as_printed_is_explained_with_the_numbers(folder):
 def test_figures_that_cannot_be_drawn_are_named(folder):
     np.savez(folder / "results.npz", other=np.zeros(1))
     _, page = write(folder)
-    assert "Not drawn, since the claims that they need were not checked in this run: rates, refuted_bound." in page.text
-    assert len(page.images) == 3
+    named = "rates, refuted_bound, offline_rates, offline_certificate"
+    assert f"Not drawn, since the claims that they need were not checked in this run: {named}." in page.text
+    assert len(page.images) == 5
 
 
 def test_a_slack_that_is_no_number_is_a_dash(folder):
