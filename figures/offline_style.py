@@ -17,6 +17,8 @@ METHODS: dict[str, RuleStyle] = {
     "χPO": RuleStyle("χPO", style.ORANGE, "P", (0, (5, 1, 1, 1, 1, 1))),
 }
 """Methods by their names in the results; a name may go on with a KL weight."""
+AGAIN: tuple[tuple[str, Any], ...] = (("H", ":"), ("8", "-"), ("4", (0, (1, 2))))
+"""Marker and line of a method's second, third and fourth weight."""
 _DPO_MARKERS = ("<", ">", "^", "d", "p", "h", "*", "1")
 _DARKEST, _LIGHTEST = 0.25, 0.68
 
@@ -39,7 +41,10 @@ def method_styles(names: Iterable[str]) -> list[RuleStyle]:
             styles.append(METHODS[name])
         elif base in METHODS:
             known = METHODS[base]
-            styles.append(RuleStyle(f"{known.label}, τ = {rest}", known.color, known.marker, known.linestyle))
+            # The same method with another weight keeps its colour and changes the marker and the line.
+            again = sum(style.label.startswith(f"{known.label}, ") for style in styles)
+            marker, line = (known.marker, known.linestyle) if not again else AGAIN[(again - 1) % len(AGAIN)]
+            styles.append(RuleStyle(f"{known.label}, τ = {rest}", known.color, marker, line))
         else:
             place = others.index(name)
             weight = f"{base}, τ = {rest}" if rest else base

@@ -1,97 +1,184 @@
 """Attention per sequence in a packed row: no token sees another sequence, and no N × N mask is ever built.
 
 Shapes: query (1, heads, N, d), key and value (1, key heads, N, d), where N tokens of several sequences follow one
-another; ``cu_seq_lens_q`` holds the boundaries 0 = c_0 < c_1 < … = N. Registered with transformers as
-``nashpo_packed``.
+another; ``bounds`` holds 0 = c_0 < c_1 < … = N.
+
+Each sequence goes through the mask and the attention that the model has anyway, so that its scaling, grouping, sliding
+window, soft cap or sinks are its own. While a packed row is worked on, the model's implementation ``X`` is called
+``nashpo_packed|X``, a name registered with transformers. Its mask is a `PackedMask`, which knows the boundaries and
+reaches every attention layer; a layer that gets another mask attends as ``X`` does.
 """
 
-from collections.abc import Iterator
+import sys
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from functools import partial
+from itertools import pairwise
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import scaled_dot_product_attention
+from torch.autograd import Variable
 from transformers import AttentionInterface, AttentionMaskInterface
 
-NAME = "nashpo_packed"
+PREFIX = "nashpo_packed|"
+KINDS = frozenset({"full_attention", "sliding_attention", "chunked_attention"})
+"""Layers whose sequences can be cut apart."""
+PER_HEAD = frozenset({"s_aux"})
+"""Tensors that attention takes beside query, key and value, and that know nothing of positions."""
+
+_row: ContextVar[tuple[int, ...] | None] = ContextVar("nashpo_packed_row", default=None)
 
 
-def packed_attention(
-    module: nn.Module,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attention_mask: Tensor | None,
-    dropout: float = 0.0,
-    scaling: float | None = None,
-    sliding_window: int | None = None,
-    softcap: float | None = None,
-    cu_seq_lens_q: Tensor | None = None,
-    **unused: Any,
-) -> tuple[Tensor, None]:
-    """Causal attention within each sequence; sliding windows and logit soft-capping as the model asks.
+@dataclass(frozen=True)
+class PackedMask:
+    """Boundaries of the sequences of a row, and the mask of each: None or what the model would build for it alone."""
+
+    bounds: tuple[int, ...]
+    masks: tuple[Any, ...]
+
+
+@contextmanager
+def packed_row(model: nn.Module, bounds: Sequence[int]) -> Iterator[None]:
+    """A forward on one row of several sequences; the model's own attention is put back afterwards.
 
     Raises
     ------
     ValueError
-        If the model does not hand the sequence boundaries through to its attention.
+        If packed sequences would mix in this model.
     """
-    if cu_seq_lens_q is None:
-        raise ValueError(f"{type(module).__name__} hands no sequence boundaries to its attention: use padded batches")
-    bounds = cu_seq_lens_q.tolist()
+    root = _root(model)
+    _check(root)
+    switched = _switch(root.config.get_text_config())
+    token = _row.set(tuple(bounds))
+    try:
+        yield
+    finally:
+        _row.reset(token)
+        if switched:
+            _restore(root.config.get_text_config())
+
+
+def packed_in_backward(model: nn.Module, result: Tensor) -> Tensor:
+    """The result of a packed forward, whose backward goes with packed attention too.
+
+    Activation checkpointing looks the attention up again in backward. Without it this changes nothing.
+    """
+    config = _root(model).config.get_text_config()
+    return _PackedInBackward.apply(result, config)  # type: ignore[no-untyped-call,no-any-return]
+
+
+class _PackedInBackward(torch.autograd.Function):  # type: ignore[misc]  # torch is not typed here
+    """The identity. Its backward comes before that of all it stands behind, and its callback after all."""
+
+    @staticmethod
+    def forward(ctx: Any, result: Tensor, config: Any) -> Tensor:
+        ctx.config = config
+        return result.view_as(result)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        if _switch(ctx.config):
+            Variable._execution_engine.queue_callback(partial(_restore, ctx.config))
+        return grad, None
+
+
+def _switch(config: Any) -> bool:
+    """Rename the model's implementation to its packed form; False where it has that name."""
+    own = config._attn_implementation or "eager"
+    if own.startswith(PREFIX):
+        return False
+    AttentionInterface.register(PREFIX + own, partial(_attention, own))
+    AttentionMaskInterface.register(PREFIX + own, partial(_mask, own))
+    config._attn_implementation = PREFIX + own
+    return True
+
+
+def _restore(config: Any) -> None:
+    config._attn_implementation = config._attn_implementation.removeprefix(PREFIX)
+
+
+def _root(model: nn.Module) -> Any:
+    while isinstance(getattr(model, "module", None), nn.Module):
+        model = model.module
+    return model
+
+
+def _check(root: Any) -> None:
+    base = root.get_base_model() if hasattr(root, "get_base_model") else root
+    name = type(base).__name__
+    if not getattr(base, "_supports_attention_backend", False):
+        raise ValueError(f"{name} has attention of its own that cannot be packed: use padded batches")
+    strange = set(getattr(base.config.get_text_config(), "layer_types", None) or ()) - KINDS
+    if strange or getattr(base, "_is_stateful", False):
+        kinds = ", ".join(sorted(strange)) or "recurrent ones"
+        raise ValueError(f"{name} has layers that would mix packed sequences ({kinds}): use padded batches")
+
+
+def _mask(own: str, **named: Any) -> Any:
+    """The model's own mask; in a packed forward that of each sequence."""
+    build = AttentionMaskInterface()[own]
+    bounds = _row.get()
+    if bounds is None:
+        return build(**named)
+    if named.get("use_vmap") or not named.get("allow_is_causal_skip", True):
+        raise ValueError("a mask that is not only causal, sliding or chunked cannot be packed: use padded batches")
+    lengths = [stop - start for start, stop in pairwise(bounds)]
+    alone = {"attention_mask": None, "q_offset": 0, "kv_offset": 0}
+    masks = {length: build(**(named | alone | {"q_length": length, "kv_length": length})) for length in set(lengths)}
+    return PackedMask(bounds, tuple(masks[length] for length in lengths))
+
+
+def _attention(
+    own: str,
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: PackedMask | Tensor | None,
+    **named: Any,
+) -> tuple[Tensor, Any]:
+    """The model's own attention; in a packed row, on each sequence.
+
+    Raises
+    ------
+    ValueError
+        In a packed forward, if the mask or something else that depends on positions does not come per sequence.
+    """
+    attend = _own_attention(own, module)
+    name = type(module).__name__
+    if not isinstance(attention_mask, PackedMask):
+        if _row.get() is not None:
+            raise ValueError(f"{name} builds a mask of its own, that cannot be packed: use padded batches")
+        return attend(module, query, key, value, attention_mask, **named)
+    bounds = attention_mask.bounds
+    positions = named.pop("position_ids", None)
+    others = [other for other, x in named.items() if isinstance(x, Tensor) and other not in PER_HEAD]
+    if others or any(x.shape[0] != 1 or x.shape[2] != bounds[-1] for x in (query, key, value)):
+        extra = ", ".join(others) or "a prefix"
+        raise ValueError(f"{name} attends by {extra} too, which cannot be packed: use padded batches")
     pieces = []
-    for start, stop in zip(bounds[:-1], bounds[1:], strict=True):
+    for (start, stop), mask in zip(pairwise(bounds), attention_mask.masks, strict=True):
+        if positions is not None:
+            named["position_ids"] = positions[..., start:stop]
         q, k, v = (x[:, :, start:stop] for x in (query, key, value))
-        pieces.append(_attend(q, k, v, dropout, scaling, sliding_window, softcap))
-    return torch.cat(pieces, dim=2).transpose(1, 2).contiguous(), None
+        pieces.append(attend(module, q, k, v, mask, **named)[0])
+    return torch.cat(pieces, dim=1), None
 
 
-def _attend(
-    q: Tensor, k: Tensor, v: Tensor, dropout: float, scaling: float | None, window: int | None, softcap: float | None
-) -> Tensor:
-    length = q.shape[2]
-    grouped = q.shape[1] != k.shape[1]
-    windowed = window is not None and length > window
-    if softcap is None and not windowed:
-        return scaled_dot_product_attention(
-            q, k, v, dropout_p=dropout, is_causal=length > 1, scale=scaling, enable_gqa=grouped
-        )
-    visible = torch.ones(length, length, dtype=torch.bool, device=q.device).tril()
-    if window is not None and windowed:
-        visible = visible.triu(1 - window)
-    if softcap is None:
-        return scaled_dot_product_attention(
-            q, k, v, attn_mask=visible, dropout_p=dropout, scale=scaling, enable_gqa=grouped
-        )
-    if grouped:
-        k, v = (x.repeat_interleave(q.shape[1] // k.shape[1], dim=1) for x in (k, v))
-    scale = q.shape[-1] ** -0.5 if scaling is None else scaling
-    scores = softcap * torch.tanh((q @ k.transpose(2, 3)) * scale / softcap)
-    weights = scores.masked_fill(~visible, -torch.inf).softmax(-1, dtype=torch.float32).to(q.dtype)
-    return nn.functional.dropout(weights, p=dropout) @ v
-
-
-def no_mask(*_: Any, **__: Any) -> None:
-    """The mask of packed attention: none, since sequences are cut apart."""
-    return
-
-
-AttentionInterface.register(NAME, packed_attention)
-AttentionMaskInterface.register(NAME, no_mask)
+def _own_attention(own: str, module: nn.Module) -> Callable[..., tuple[Tensor, Any]]:
+    """The function that the module's own file looks up under this name."""
+    for kind in type(module).__mro__:
+        home = sys.modules[kind.__module__]
+        if hasattr(home, "ALL_ATTENTION_FUNCTIONS"):
+            eager = getattr(home, "eager_attention_forward", None)
+            return home.ALL_ATTENTION_FUNCTIONS.get_interface(own, eager)
+    raise ValueError(f"{type(module).__name__} has no attention {own!r} to be found: use padded batches")
 
 
 @contextmanager
 def packed(model: nn.Module) -> Iterator[None]:
-    """The model with packed attention; its own implementation is put back afterwards.
-
-    The boundaries travel as arguments of the forward, so that activation checkpointing sees them in backward too, but
-    the implementation is looked up again there: keep backward inside this context.
-    """
-    config = model.config
-    found = config._attn_implementation
-    config._attn_implementation = NAME
-    try:
-        yield
-    finally:
-        config._attn_implementation = found
+    """Nothing: what a packed forward needs travels with its graph."""
+    yield

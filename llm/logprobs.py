@@ -4,7 +4,8 @@ Shapes: B sequences of T tokens; ``input_ids``, ``attention_mask`` and ``loss_ma
 scores the token ``input_ids[b, t]`` given its prefix. Log-probabilities are in nats, float32.
 """
 
-from collections.abc import Iterator
+import inspect
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -42,16 +43,16 @@ def sequence_logprobs(
     Raises
     ------
     ValueError
-        Shapes that differ, a scored token in column 0 or on padding, or a model whose logits are shaped in a way that
-        this function does not know.
+        Shapes that differ, masks of other values than 0 and 1, a scored token in column 0, on padding or without an
+        existing token before it, or a model that `scored_token_logprobs` refuses.
     """
     scored = _checked(input_ids, attention_mask, loss_mask)
     rows, columns = scored.nonzero(as_tuple=True)
-    position_ids = (attention_mask.long().cumsum(-1) - 1).clamp_min(0)
-    tokens = scored_token_logprobs(
-        model, input_ids, rows, columns, chunk=chunk, attention_mask=attention_mask, position_ids=position_ids
-    )
-    return torch.zeros(len(input_ids), dtype=torch.float32, device=tokens.device).index_add(0, rows, tokens)
+    inputs = {"attention_mask": attention_mask}
+    if _takes(root_module(model), "position_ids"):
+        inputs["position_ids"] = (attention_mask.long().cumsum(-1) - 1).clamp_min(0)
+    tokens = scored_token_logprobs(model, input_ids, rows, columns, chunk=chunk, **inputs)
+    return sum_by_owner(tokens, rows, len(input_ids))
 
 
 def scored_token_logprobs(
@@ -66,25 +67,54 @@ def scored_token_logprobs(
         The scored tokens; columns >= 1.
     inputs
         What else the model's forward gets (attention_mask, position_ids, …).
+
+    Raises
+    ------
+    ValueError
+        A model without a plain output head, that calls it on other tokens than these or more than once, or that
+        shapes its logits in a way that is not known here.
     """
-    head = output_head(model)
-    shape = shape_of(model.config)
-    targets = input_ids[rows, columns]
+    root = root_module(model)
+    head = output_head(root)
+    shape = shape_of(root.config)
     result: list[Tensor] = []
+    probes: list[Tensor] = []
 
     def replacement(hidden: Tensor) -> Tensor:
-        chosen = hidden[rows.to(hidden.device), columns.to(hidden.device) - 1]
+        if hidden.shape[:2] != input_ids.shape:
+            raise ValueError(
+                f"{type(root).__name__} hands {tuple(hidden.shape[:2])} positions to its output head for input_ids"
+                f" {tuple(input_ids.shape)}: virtual tokens, as of prompt tuning, are not known here"
+            )
         weight, bias = head.weight, getattr(head, "bias", None)
-        result.append(token_logprobs(chosen, weight, bias, targets.to(hidden.device), shape, chunk))
-        return hidden.new_tensor(_PROBE)[None, None, :] + 0 * result[0].sum().to(hidden.dtype)
+        device = weight.device
+        if device.type == "meta":
+            raise ValueError(f"the output head of {type(root).__name__} has no weights in memory (they are offloaded)")
+        chosen = hidden[rows.to(hidden.device), columns.to(hidden.device) - 1].to(device)
+        targets = input_ids[rows, columns].to(device)
+        result.append(token_logprobs(chosen, weight, bias, targets, shape, chunk))
+        probes.append(_probe(len(weight), hidden))
+        return probes[0] + _nothing(result[0]).to(probes[0])
 
     with _replaced_forward(head, replacement):
         output = model(input_ids=input_ids, use_cache=False, **inputs)
     if len(result) != 1:
-        raise ValueError(f"{type(model).__name__} called its output head {len(result)} times in one forward, not once")
-    _check_shape(model, output.logits, shape)
+        raise ValueError(f"{type(root).__name__} called its output head {len(result)} times in one forward, not once")
+    _check_shape(root, probes[0], output.logits, shape)
     # The model's own output stays in the graph: sharding hooks wait for its gradient.
-    return result[0] + 0 * output.logits.sum().float().nan_to_num()
+    return result[0] + _nothing(output.logits).to(result[0])
+
+
+def sum_by_owner(tokens: Tensor, owners: Tensor, count: int) -> Tensor:
+    """Sums of the tokens (M,) that belong to each of ``count`` sequences."""
+    return tokens.new_zeros(count).index_add(0, owners.to(tokens.device), tokens)
+
+
+def root_module(model: nn.Module) -> Any:
+    """The model inside wrappers that keep it as ``module`` (data parallelism)."""
+    while isinstance(getattr(model, "module", None), nn.Module):
+        model = model.module
+    return model
 
 
 def output_head(model: nn.Module) -> nn.Module:
@@ -95,34 +125,57 @@ def output_head(model: nn.Module) -> nn.Module:
     ValueError
         If there is none, or it is no linear layer with a plain weight (an adapter on the head, for instance).
     """
-    unwrapped = getattr(model, "module", model)
-    head = unwrapped.get_output_embeddings()
-    if head is None or not isinstance(getattr(head, "weight", None), Tensor):
-        raise ValueError(f"{type(unwrapped).__name__} has no linear output head to score tokens with")
+    root = root_module(model)
+    head = root.get_output_embeddings()
     if hasattr(head, "base_layer"):
         raise ValueError("the output head carries an adapter: leave lm_head out of the adapter's target modules")
+    weight = getattr(head, "weight", None)
+    if not isinstance(weight, Tensor) or weight.ndim != 2 or not weight.is_floating_point():
+        raise ValueError(f"{type(root).__name__} has no linear output head to score tokens with")
     return head
 
 
 @contextmanager
-def _replaced_forward(head: nn.Module, replacement: Any) -> Iterator[None]:
+def _replaced_forward(head: nn.Module, replacement: Callable[[Tensor], Tensor]) -> Iterator[None]:
     """The head's forward replaced on the instance, so that the root's forward, and every hook on it, runs as it is."""
+    found = head.__dict__.get("forward")  # offloading hooks of other packages stand here
     head.forward = replacement
     try:
         yield
     finally:
         del head.forward
+        if found is not None:
+            head.forward = found
 
 
-def _check_shape(model: nn.Module, logits: Tensor, shape: Shape) -> None:
-    probe = torch.tensor(_PROBE, dtype=torch.float32, device=logits.device)
-    expected = shape(probe.to(logits.dtype).float())
-    seen = logits.detach().float().flatten()
-    if seen.shape != expected.shape or not torch.allclose(seen, expected, rtol=2e-2, atol=1e-2):
+def _probe(vocabulary: int, hidden: Tensor) -> Tensor:
+    """One position of made-up logits, (1, 1, V)."""
+    probe = torch.tensor(_PROBE, dtype=torch.float32).repeat(-(-vocabulary // len(_PROBE)))[:vocabulary]
+    return probe.to(hidden.device, hidden.dtype)[None, None]
+
+
+def _nothing(values: Tensor) -> Tensor:
+    """0 that depends on the values in the graph, whatever they are."""
+    return (0 * values.sum()).nan_to_num()
+
+
+def _check_shape(root: nn.Module, probe: Tensor, logits: Tensor, shape: Shape) -> None:
+    """The model must have done to the probe what the shape says."""
+    expected = shape(probe.float().clone()).to(logits.device)
+    seen = logits.detach().float()
+    tolerance = 8 * torch.finfo(min(probe.dtype, logits.dtype, key=lambda dtype: dtype.itemsize)).eps
+    if seen.shape != expected.shape or not torch.allclose(seen, expected, rtol=tolerance, atol=tolerance):
         raise ValueError(
-            f"{type(model).__name__} shapes its logits after the head in a way that is not known here (scale"
+            f"{type(root).__name__} shapes its logits after the head in a way that is not known here (scale"
             f" {shape.scale:g}, soft cap {shape.cap}): log-probabilities would be wrong"
         )
+
+
+def _takes(root: Any, name: str) -> bool:
+    """Whether the model's forward takes this argument."""
+    base = root.get_base_model() if hasattr(root, "get_base_model") else root
+    parameters = inspect.signature(base.forward).parameters
+    return name in parameters or any(p.kind is p.VAR_KEYWORD for p in parameters.values())
 
 
 def _checked(input_ids: Tensor, attention_mask: Tensor, loss_mask: Tensor) -> Tensor:
@@ -131,9 +184,14 @@ def _checked(input_ids: Tensor, attention_mask: Tensor, loss_mask: Tensor) -> Te
             f"input_ids {tuple(input_ids.shape)}, attention_mask {tuple(attention_mask.shape)} and loss_mask"
             f" {tuple(loss_mask.shape)} must have one shape (B, T)"
         )
-    scored = loss_mask.bool()
+    for name, mask in (("attention_mask", attention_mask), ("loss_mask", loss_mask)):
+        if mask.dtype != torch.bool and bool(((mask != 0) & (mask != 1)).any()):
+            raise ValueError(f"{name} holds other values than 0 and 1")
+    scored, exists = loss_mask.bool(), attention_mask.bool()
     if bool(scored[:, 0].any()):
         raise ValueError("loss_mask scores column 0: the first token has no prefix to be scored from")
-    if bool((scored & ~attention_mask.bool()).any()):
+    if bool((scored & ~exists).any()):
         raise ValueError("loss_mask scores a padding token (attention_mask is 0 there)")
+    if bool((scored[:, 1:] & ~exists[:, :-1]).any()):
+        raise ValueError("loss_mask scores a token right after padding: its prefix ends in a token that does not exist")
     return scored

@@ -5,13 +5,14 @@ Shapes: a packed row is (1, N); ``boundaries`` is (B + 1,), from 0 to N.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 import torch
 from torch import Tensor, nn
 
-from nashpo.llm.attention import packed
+from nashpo.llm.attention import packed_in_backward, packed_row
 from nashpo.llm.head import CHUNK
-from nashpo.llm.logprobs import scored_token_logprobs
+from nashpo.llm.logprobs import scored_token_logprobs, sum_by_owner
 
 
 @dataclass(frozen=True)
@@ -38,8 +39,10 @@ class Packed:
         Raises
         ------
         ValueError
-            An empty sequence, or a mask that scores a first token or has another length.
+            No sequences, an empty one, or a mask that scores a first token or has another length.
         """
+        if not sequences:
+            raise ValueError("no sequences to pack")
         for number, (ids, mask) in enumerate(sequences):
             if len(ids) == 0 or len(ids) != len(mask):
                 raise ValueError(f"sequence {number} has {len(ids)} tokens and a loss mask of {len(mask)}")
@@ -50,7 +53,7 @@ class Packed:
             torch.tensor([[token for ids, _ in sequences for token in ids]], dtype=torch.long),
             torch.tensor([[int(m) for _, mask in sequences for m in mask]], dtype=torch.long),
             torch.tensor([[position for length in lengths for position in range(length)]], dtype=torch.long),
-            torch.tensor([0, *torch.tensor(lengths).cumsum(0).tolist()], dtype=torch.int32),
+            torch.tensor([0, *accumulate(lengths)], dtype=torch.int32),
         )
 
     @classmethod
@@ -66,22 +69,26 @@ class Packed:
 
 
 def packed_logprobs(model: nn.Module, batch: Packed, *, chunk: int = CHUNK) -> Tensor:
-    """`sequence_logprobs` of a packed batch, (B,) float32: the same numbers without padding."""
+    """`sequence_logprobs` of a packed batch, (B,) float32: the same numbers without padding.
+
+    Raises
+    ------
+    ValueError
+        A scored first token, or a model in which packed sequences would mix, or which
+        `nashpo.llm.logprobs.scored_token_logprobs` refuses.
+    """
     _, columns = batch.loss_mask.nonzero(as_tuple=True)
-    longest = int((batch.boundaries[1:] - batch.boundaries[:-1]).max())
-    with packed(model):
+    if bool((batch.position_ids[0, columns] == 0).any()):
+        raise ValueError("loss_mask scores the first token of a sequence, which has no prefix")
+    with packed_row(model, batch.boundaries.tolist()):
         tokens = scored_token_logprobs(
             model,
             batch.input_ids,
             torch.zeros_like(columns),
             columns,
             chunk=chunk,
+            attention_mask=torch.ones_like(batch.input_ids),
             position_ids=batch.position_ids,
-            cu_seq_lens_q=batch.boundaries,
-            cu_seq_lens_k=batch.boundaries,
-            max_length_q=longest,
-            max_length_k=longest,
         )
-    owner = torch.searchsorted(batch.boundaries, columns.to(batch.boundaries.dtype), right=True) - 1
-    count = len(batch.boundaries) - 1
-    return torch.zeros(count, dtype=torch.float32, device=tokens.device).index_add(0, owner, tokens)
+    owners = torch.searchsorted(batch.boundaries, columns.to(batch.boundaries.dtype), right=True) - 1
+    return sum_by_owner(packed_in_backward(model, tokens), owners, len(batch.boundaries) - 1)
