@@ -72,7 +72,7 @@ def regularized_duality_gap(
 
     Notes
     -----
-    Source: Nash-MD (2312.00886) for the game; the closed form is THEORY.md's correction list, re-derived.
+    Source: Nash-MD (2312.00886) for the game; the closed form is derived.
     """
     xp = array_namespace(advantage, log_policy)
     gain = excess_payoff(advantage, xp.exp(log_policy))

@@ -44,7 +44,7 @@ def labelled_square(lr_w: Array, lr_l: Array, margin: float | Array) -> Array:
     Choosing the best and the worst of K responses breaks the equality. IPO is ``margin = 1/(2τ)`` against the
     reference, on sums and not on means over tokens.
 
-    Source: ONPO (2502.16852) Algorithm 1; IPO (2310.12036) eq. 17.
+    Source: ONPO (2502.16852) Algorithm 1; IPO (2310.12036).
     """
     return ((lr_w - lr_l) - margin) ** 2
 
@@ -56,7 +56,7 @@ def logistic(lr_w: Array, lr_l: Array, beta: float | Array) -> Array:
     ``base`` is the policy of the log-ratios; without such an r, r is the Bradley–Terry projection of P under the pairs'
     distribution.
 
-    Source: DPO (2305.18290) eq. 7.
+    Source: DPO (2305.18290).
     """
     margin = beta * (lr_w - lr_l)
     xp = array_namespace(margin)

@@ -110,4 +110,4 @@ def largest_log_weight(log_policy: Array, mask: Array | None = None) -> Array:
     surprise = -log_policy
     if mask is not None:
         surprise = xp.where(mask, surprise, xp.zeros_like(surprise))
-    return xp.max(surprise, axis=-1)
+    return xp.max(surprise, axis=-1) + 0.0  # a certain response has log 1 = 0, whose negative is −0

@@ -7,6 +7,7 @@ printed, which a lambda cannot. Step sizes (eta) multiply payoffs; tau is the KL
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from numbers import Real
 
 Coef = float | Callable[[int], float]
 """A constant or a function of t."""
@@ -98,6 +99,8 @@ def check_coefficient(
     ValueError
         Names the hyperparameter, its value and the range. (Every coefficient is checked again when it is used.)
     """
+    if not callable(coef) and (isinstance(coef, bool | str) or not isinstance(coef, Real)):
+        raise TypeError(f"{name} = {coef!r} must be a number or a function of t")
     for t in _PROBES if callable(coef) else (0,):
         number = value(coef, t)
         if number > above and at_least <= number <= at_most:

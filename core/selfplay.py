@@ -67,7 +67,7 @@ class State:
 
 @dataclass(frozen=True)
 class StageTrace:
-    """What one stage did: enough to recompute its residual log π_new − Σ a log π − Σ b g (THEORY.md 4b)."""
+    """What one stage did: enough to recompute its residual log π_new − Σ a log π − Σ b g."""
 
     stage: int
     writes: str

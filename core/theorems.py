@@ -213,7 +213,7 @@ def dpo_rare_arm_floor(beta: float) -> float:
 
 
 def approximate_mwu_gap(divergence: Any, eta: float, T: int, squared_ranges: Any, alignment: Any) -> Any:
-    """Gap of the average iterate when each SPPO step was only fitted (derived, THEORY.md 4b).
+    """Gap of the average iterate when each SPPO step was only fitted (derived).
 
     (2/T) [KL(u ‖ π_1)/η + (η/8) Σ range(g_t + ε_t/η)² + (1/η) Σ ⟨π_t − u, ε_t⟩], where ε_t is the log-ratio residual of
     step t, ``squared_ranges`` and ``alignment`` are the two sums, and u is the best response to the average.
@@ -224,7 +224,7 @@ def approximate_mwu_gap(divergence: Any, eta: float, T: int, squared_ranges: Any
 def approximate_onpo_gap(
     divergence: Any, eta: float, T: int, squared_ranges: Any, stability: Any, alignment: Any
 ) -> Any:
-    """Gap of the average iterate when both ONPO sequences were only fitted (derived, THEORY.md 4b).
+    """Gap of the average iterate when both ONPO sequences were only fitted (derived).
 
     (2/T) [KL(u ‖ π_1)/η + (η/8) Σ range(r_t + e'_t − m_t)² − (1/η) Σ KL(π_t ‖ π'_t) + Σ ⟨π_t − u, e'_t⟩].
     """

@@ -44,7 +44,7 @@ def bradley_terry_projection(P: Array, policy: Array) -> Array:
 
     Notes
     -----
-    Source: DPO (2305.18290) eq. 2 in expectation; existence: Ford (1957).
+    Source: the Bradley–Terry log-loss of DPO (2305.18290) in expectation.
     """
     xp = array_namespace(P, policy)
     played = policy > 0

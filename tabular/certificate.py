@@ -52,7 +52,7 @@ def plausible_level(data: PreferenceData, R: float, delta: float, mle_loss: np.n
 
     Notes
     -----
-    Derived (THEORY.md 2.5): for a uniform prior over the box E ∫ exp(−N (L(r) − L(r*))) dr = 1; Markov's inequality,
+    Derived: for a uniform prior over the box E ∫ exp(−N (L(r) − L(r*))) dr = 1; Markov's inequality,
     and convexity of L on the shrunken box (1 − s) r̂ + s [0, R]^k with s = k/(N B). It holds around any r̂ of the box, so
     that an inexact maximum of the likelihood does no harm. Soft labels and weights of pairs in [0, 1] are covered by
     Jensen's inequality; pairs that are counted more than once for one label are not.

@@ -70,6 +70,10 @@ class Equilibrium:
         return self._support_and_unique[1]
 
 
+LARGEST_RESIDUAL = 1e-6
+"""A regularized equilibrium whose log-probabilities are less certain than this (nats) is refused."""
+
+
 def nash(
     game: Game, tau: float | None = None, reference: Any = None, *, method: str = "interior", exact: bool = False
 ) -> Equilibrium:
@@ -102,6 +106,10 @@ def nash(
     ValueError
         tau < 0, a reference without tau or without full support, an unknown method, or exact with tau.
     """
+    if not isinstance(game, Game):
+        raise TypeError("game is no Game: give Game(P)")
+    if tau is not None and not isinstance(tau, int | float | np.number):
+        raise TypeError(f"tau = {tau!r} must be a number")
     if method not in METHODS:
         raise ValueError(f"method = {method!r} is none of {', '.join(METHODS)}")
     if tau is not None and not (tau >= 0 and np.isfinite(tau)):
@@ -140,18 +148,24 @@ def _certify(game: Game, policy: np.ndarray) -> tuple[list[Any], np.ndarray]:
     return certificates, exact
 
 
-def _regularized(game: Game, tau: float, reference: Any, solve: Callable[..., np.ndarray]) -> Equilibrium:
+def _regularized(game: Game, tau: float, reference: Any, method: Callable[..., np.ndarray]) -> Equilibrium:
     local = game.as_numpy()
     log_reference = checked_log_policy(local, reference, "reference", full_support=True)
-    log_policy = solve(local.A, log_reference, tau, local.mask)
+    log_policy = method(local.A, log_reference, tau, local.mask)
     back = game.xp.asarray
+    residual = np.asarray(regularized_residual(local.A, log_policy, log_reference, tau, local.mask))
+    if not residual.max() <= LARGEST_RESIDUAL and method is METHODS["interior"][1]:
+        raise ValueError(
+            f"tau = {tau:g} is too small for double precision: the equilibrium is only known to"
+            f" {residual.max():.1g} nats; use tau >= 1e-6, or the un-regularized game"
+        )
     gap = regularized_duality_gap(local.A, log_policy, log_reference, tau, local.mask)
     return Equilibrium(
         game,
         policy=back(np.exp(log_policy)),
         gap=back(np.asarray(gap)),
         tau=tau,
-        residual=back(np.asarray(regularized_residual(local.A, log_policy, log_reference, tau, local.mask))),
+        residual=back(residual),
         _log_policy=back(log_policy),
     )
 

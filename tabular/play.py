@@ -120,6 +120,10 @@ def play(
     ValueError
         On bad policies, steps below 1 or beyond the rule's horizon, an unknown engine, or a step off the simplex.
     """
+    if not isinstance(rule, Rule):
+        raise TypeError(f"rule = {rule!r} is no rule: give an instance, such as SPPO(eta=0.1)")
+    if not isinstance(game, Game):
+        raise TypeError("game is no Game: give Game(P)")
     if isinstance(keep, str):
         raise ValueError(f"keep = {keep!r} is one name: give a list of names, keep=[{keep!r}]")
     form = rule.form()
@@ -204,6 +208,8 @@ def choose_engine(engine: str, form: Form, game: Game) -> str:
 
 def setting(rule: Rule, game: Game, T: int, *, start: Any = None, reference: Any = None) -> Setting:
     """What the rule's bounds depend on: D and, for a regularized rule, KL(π*_τ ‖ π_1), the largest over contexts."""
+    if T < 1:
+        raise ValueError(f"T = {T} must be at least 1")
     xp = game.xp
     log_start = log_policy(game, start, "start")
     divergence = None
@@ -226,4 +232,9 @@ def bounds(rule: Rule, game: Game, T: int, *, start: Any = None, reference: Any 
 
 def tune(rule: Rule, game: Game, T: int, *, start: Any = None, reference: Any = None) -> Rule:
     """The rule with the step size that minimizes its bound after T updates; parameters are those of `play`."""
-    return rule.tuned(setting(rule, game, T, start=start, reference=reference))
+    where = setting(rule, game, T, start=start, reference=reference)
+    if where.D == 0:
+        raise ValueError("D = 0: the start has one response, there is nothing to tune; choose eta yourself")
+    if not np.isfinite(where.D):
+        raise ValueError("D is infinite: the start gives some response probability 0; choose eta yourself")
+    return rule.tuned(where)

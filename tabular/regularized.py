@@ -85,7 +85,7 @@ def solve_regularized(
 
     Notes
     -----
-    The fixed point is THEORY.md section 0; uniqueness and full support follow from strong monotonicity.
+    The fixed point is the first-order condition; uniqueness and full support follow from strong monotonicity.
     """
     A = np.asarray(A, dtype=np.float64)
     if A.ndim < 2 or A.shape[-1] != A.shape[-2] or A.shape[-1] == 0:

@@ -95,7 +95,7 @@ def residual_certificate(
 
     Notes
     -----
-    Derived: exact multiplicative weights on the payoffs g_t + ε_t/η (THEORY.md 4b, claim 25).
+    Derived: exact multiplicative weights on the payoffs g_t + ε_t/η.
     """
     log_policies = _checked(eta, log_policies, "log_policies")
     T, policies = len(log_policies) - 1, np.exp(log_policies[:-1])
@@ -152,7 +152,7 @@ def optimistic_residual_certificate(
 
     Notes
     -----
-    Derived: optimistic mirror descent on the payoffs r_t + e'_t with those forecasts (THEORY.md 4b, claim 26).
+    Derived: optimistic mirror descent on the payoffs r_t + e'_t with those forecasts.
     """
     log_policies = _checked(eta, log_policies, "log_policies")
     log_auxiliary = _checked(eta, log_auxiliary, "log_auxiliary")

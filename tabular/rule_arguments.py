@@ -56,7 +56,10 @@ def playable_class(name: str) -> type[Rule]:
     ValueError
         Also where the rule learns from preference data only.
     """
-    kind = rule_class(name)
+    key = name.strip().lower().replace("_", "-")
+    if key not in RULES:
+        raise ValueError(f"unknown rule {name!r}; {suggestion(key, PLAYABLE, 'the rules are')}")
+    kind = RULES[key]
     if kind.needs_data:
         raise ValueError(
             f"{kind.name} learns from preference data, not from a game: nashpo offline DATA --rule {kind.name}"

@@ -129,6 +129,9 @@ def check_rule(rule: Rule, *, games: Iterable[Game] | None = None, seed: int = 0
     engine          compiled engine = array path to 1e-12 per step
     ==============  ==================================================================================================
 
+    A fixed point is no proof of convergence: the check starts every slot at the equilibrium, so a rule that is pulled
+    to its start, or answers a fixed opponent, passes it. Declare a theorem, and it is checked from other starts.
+
     Parameters
     ----------
     rule : Rule

@@ -1,6 +1,7 @@
 """COMAL and MPO: regularized self-play whose reference moves to the current policy every few iterations."""
 
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Self
 
 from nashpo.core.rules.form import Copy, Form, Stage, win
@@ -10,7 +11,9 @@ from nashpo.core.schedules import Coef
 
 @dataclass(frozen=True)
 class COMAL(Rule):
-    """INPO with ``reference := current`` every ``inner`` iterations, an inexact proximal point method.
+    """π_{t+1} ∝ π_t^{1−ητ} ref^{ητ} exp(η P(y ≻ π_t)), and ref := π_{t+1} every ``inner`` iterations.
+
+    INPO with a moving reference: an inexact proximal point method.
 
     With exact proximal steps the last iterate approaches a Nash equilibrium of the original game:
     KL(π* ‖ π_{k+1}) <= KL(π* ‖ π_k) − KL(π_{k+1} ‖ π_k). With too few inner iterations it can diverge.
@@ -38,15 +41,19 @@ class COMAL(Rule):
 
     def __post_init__(self) -> None:
         check_regularized_step(self.eta, self.tau)
-        if self.inner < 1 or int(self.inner) != self.inner:
+        if not isinstance(self.inner, Integral) or self.inner < 1:
             raise ValueError(
-                f"inner = {self.inner} must be a whole number >= 1: iterations between moves of the reference"
+                f"inner = {self.inner!r} must be a whole number >= 1: iterations between moves of the reference"
             )
 
     @classmethod
-    def from_paper(cls, eta: float, tau: float, inner: int) -> Self:
-        """From COMAL's η, which is the inverse step, its τ, and the number of inner iterations."""
-        return cls(eta=1 / eta, tau=tau, inner=inner)
+    def from_paper(cls, eta: Coef, tau: float, inner: int) -> Self:
+        """From COMAL's η and τ, which are ours, and the number of inner iterations.
+
+        Its runs are summarized as η⁻¹ = .002 → .1 with an inner rate (1 − ητ/2)^k, so that η multiplies payoffs there;
+        that is read in a summary and not in the paper.
+        """
+        return cls(eta=eta, tau=tau, inner=inner)
 
     def form(self) -> Form:
         return Form(

@@ -21,7 +21,7 @@ class DPO(Rule):
 
     Notes
     -----
-    Source: Rafailov et al., DPO (2305.18290), eqs. 4 and 7.
+    Source: Rafailov et al., DPO (2305.18290).
     """
 
     tau: float

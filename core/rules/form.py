@@ -95,6 +95,11 @@ class Stage:
         object.__setattr__(self, "writes", writes)
         object.__setattr__(self, "base", tuple(base.items() if isinstance(base, Mapping) else base))
         object.__setattr__(self, "payoffs", tuple(payoffs.items() if isinstance(payoffs, Mapping) else payoffs))
+        for payoff, _ in self.payoffs:
+            if not isinstance(payoff, Payoff):
+                raise TypeError(
+                    f"stage '{writes}' has the payoff {payoff!r}: write win({payoff!r}), reward(…) or critic(…)"
+                )
         first = self.payoffs[0][0].policy if self.payoffs else None
         object.__setattr__(self, "on", on if on is not None else first)
 

@@ -18,7 +18,7 @@ class IPO(Rule):
 
     Notes
     -----
-    Source: Azar et al., IPO (2310.12036), eqs. 8 and 17. A best response to μ and not an equilibrium.
+    Source: Azar et al., IPO (2310.12036). A best response to μ and not an equilibrium.
     """
 
     tau: float

@@ -51,10 +51,11 @@ VARIANTS: dict[str, Callable[[Coef], Form]] = {
 
 @dataclass(frozen=True)
 class ONPO(Rule):
-    """Optimistic self-play: each payoff is used twice, once to learn and once as a forecast of the next.
+    """π'_{t+1} ∝ π'_t exp(η r_t), π_{t+1} ∝ π'_{t+1} exp(η r_t) with r_t(y) = P(y ≻ π_t).
 
-    The average iterate's duality gap is at most (2D/η + η/2)/T for η <= 1; with a unique equilibrium the last iterate
-    converges too.
+    Optimistic self-play: each payoff is used twice, once to learn and once as a forecast of the next. The average
+    iterate's duality gap is at most (2D/η + η/2)/T for η <= 1; with a unique equilibrium and η <= 1/8 the last iterate
+    converges linearly (Theorem 3).
 
     Parameters
     ----------
@@ -106,7 +107,7 @@ class ONPO(Rule):
 
     @classmethod
     def from_paper(cls, eta: Coef) -> Self:
-        """From the paper's η, which is ours (its grid is given as 1/η = 0.01, hence η = 100)."""
+        """From the paper's η, which is ours. (Its language-model runs chose 1/η = 0.01, as a summary has it.)"""
         return cls(eta=eta)
 
     def form(self) -> Form:

@@ -80,7 +80,7 @@ class SPAC(Rule):
 
     def __post_init__(self) -> None:
         check_step(self.eta)
-        check_coefficient("lam", self.lam, at_least=0, mend="0 ignores the data, infinity trusts them fully")
+        check_coefficient("lam", self.lam, at_least=0, mend="0 ignores the data")
         check_coefficient("R", self.R, above=0, mend="it bounds the reward")
 
     @classmethod

@@ -212,7 +212,7 @@ CLAIMS = (
     Claim(
         "onpo.regret-by-kl",
         "regret(u) <= KL(u ‖ π_1)/η + (η/8) Σ range(δ_t)² − (1/η) Σ KL(π_t ‖ π'_t)",
-        "derived (Hoeffding); sharper than Syrgkanis et al. (2015) Theorem 18",
+        "derived (Hoeffding); sharper than the RVU bound of Syrgkanis et al. (2015)",
         "RVU",
         Status.DERIVED,
         (OPTIMISTIC,),

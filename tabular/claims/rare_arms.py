@@ -252,7 +252,7 @@ CLAIMS = (
     Claim(
         "offline.certificate",
         "J(u) − J(π) <= the computable certificate with probability 1 − δ, and always at the level L(r*)",
-        "derived, THEORY 2.5",
+        "derived",
         "derived",
         Status.DERIVED,
         (RARE,),

@@ -301,7 +301,7 @@ CLAIMS = (
     Claim(
         "comal.proximal-point",
         "KL(π* ‖ π_{k+1}) <= KL(π* ‖ π_k) − KL(π_{k+1} ‖ π_k) for exact proximal steps and any τ",
-        "derived; sharper than COMAL (2410.23223)",
+        "derived; sharper than COMAL (2410.23223) as summarized",
         "COMAL",
         Status.DERIVED,
         (PROXIMAL,),

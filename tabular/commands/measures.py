@@ -5,6 +5,7 @@ Shapes: R recorded steps; a run's policies are (..., n), with the replicates of 
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -82,7 +83,7 @@ class Check:
     @property
     def holds(self) -> bool | None:
         """Whether the inequality held; None where it was not to be checked."""
-        if self.measured is None or not self.exact:
+        if self.measured is None or not self.exact or not math.isfinite(self.bound):
             return None
         return self.measured <= self.bound * (1 + ROUNDING) + ROUNDING
 
@@ -98,6 +99,8 @@ class Check:
             return "not measured"
         if not self.exact:
             return "for exact feedback only"
+        if not math.isfinite(self.bound):
+            return "says nothing"
         if self.theorem.status is Status.REFUTED:
             return "not violated here" if self.holds else "violated, as refuted"
         if self.holds:

@@ -322,7 +322,7 @@ CONVERSIONS = [
     (INPO.from_paper(eta=4.0, tau=2.0), INPO(eta=0.25, tau=2.0)),
     (NashMD.from_paper(eta=0.1, tau=2.0), NashMD(eta=0.1, tau=2.0)),
     (EGPO.from_paper(eta=0.5, beta=0.1), EGPO(eta=0.5, tau=0.1)),
-    (COMAL.from_paper(eta=4.0, tau=2.0, inner=6), COMAL(eta=0.25, tau=2.0, inner=6)),
+    (COMAL.from_paper(eta=0.25, tau=2.0, inner=6), COMAL(eta=0.25, tau=2.0, inner=6)),
     (IPO.from_paper(tau=0.1), IPO(tau=0.1)),
     (IterativeIPO.from_paper(tau=0.1), IterativeIPO(tau=0.1)),
     (DPO.from_paper(beta=0.1), DPO(tau=0.1)),
