@@ -4,8 +4,10 @@ Shapes: M scored tokens; ``hidden`` (M, H), ``targets`` (M,), head ``weight`` (V
 (M,) float32.
 """
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import product
 from typing import Any
 
 import torch
@@ -40,10 +42,11 @@ class Shape:
         return gradient
 
 
-def shape_of(config: Any) -> Shape:
-    """Read the shape from a model's configuration.
+def readings(config: Any) -> tuple[Shape, ...]:
+    """The shapes that a model's configuration may mean, likeliest first.
 
-    Soft caps (Gemma, RecurrentGemma, xLSTM), factors (Cohere, Falcon-H1), a divisor (Granite).
+    A soft cap (Gemma), factors (Cohere, Falcon-H1, Muse) and ``logits_scaling``, which divides in Granite, multiplies
+    in HyperCLOVA X and acts before the head in MiniCPM3. Which one holds shows in the model's forward only.
 
     Raises
     ------
@@ -52,19 +55,16 @@ def shape_of(config: Any) -> Shape:
     """
     config = config.get_text_config() if hasattr(config, "get_text_config") else config
 
-    def number(*names: str) -> float | None:
-        for name in names:
-            value = getattr(config, name, None)
-            if value is not None and not isinstance(value, int | float):
-                raise ValueError(
-                    f"the model's configuration has {name} = {value!r}, which is no number: not known here"
-                )
-            if value:
-                return float(value)
-        return None
+    def number(name: str) -> float | None:
+        value = getattr(config, name, None)
+        if value is not None and not isinstance(value, int | float):
+            raise ValueError(f"the model's configuration has {name} = {value!r}: only a number is known here")
+        return float(value) if value else None
 
-    scale = (number("logit_scale") or 1.0) * (number("lm_head_multiplier") or 1.0) / (number("logits_scaling") or 1.0)
-    return Shape(scale, number("final_logit_softcapping", "logits_soft_cap", "output_logit_soft_cap"))
+    factors = [number(name) or 1.0 for name in ("logit_scale", "lm_head_multiplier", "output_multiplier")]
+    scaling, cap = number("logits_scaling") or 1.0, number("final_logit_softcapping")
+    scales = [math.prod(x) for x in product((1 / scaling, scaling, 1.0), *((factor, 1.0) for factor in factors))]
+    return tuple(dict.fromkeys(Shape(scale, bound) for bound in (cap, None) for scale in scales))
 
 
 def token_logprobs(
