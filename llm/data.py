@@ -21,11 +21,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
-from torch.utils.data import Dataset
 
 from nashpo.llm.encoding import Encoder, is_conversation
-from nashpo.llm.responses import Responses, Scored, StageData
+from nashpo.llm.preferences import PreferenceData as PreferenceData
+from nashpo.llm.preferences import Report as Report
+from nashpo.llm.responses import Responses, Scored
 
 PAIR = ("prompt", "chosen", "rejected")
 SAMPLES = ("prompt", "completions", "win_matrix")
@@ -33,13 +33,6 @@ PROBABILITIES = ("chosen_probs", "chosen_probs_win", "chosen_probs_lose")
 TEMPLATE = ("tools", "chat_template_kwargs")
 _SKEW_TOLERANCE = 1e-3
 """Judges write their probabilities with few digits."""
-
-_REASONS = {
-    "too_long": "longer than max_length or max_prompt_length",
-    "unfinished": "with a response that has no end token",
-    "identical": "with identical responses",
-    "ties": "on which no response is better than another",
-}
 
 
 @dataclass(frozen=True)
@@ -52,96 +45,6 @@ class Limits:
     missing_eos: str = "keep"
     ties: str = "skip"
     label_smoothing: float = 0.0
-
-
-@dataclass(frozen=True)
-class Report:
-    """How many rows were read and kept, why the others were not, and what was counted on the way.
-
-    Attributes
-    ----------
-    rows, kept : int
-    dropped : mapping reason -> int
-        ``too_long``, ``unfinished``, ``identical`` (chosen == rejected, or all K alike), ``ties``.
-    seen : mapping -> int
-        ``missing_eos`` (responses), ``boundary`` (responses), ``truncated`` (sequences).
-    """
-
-    rows: int
-    kept: int
-    dropped: Mapping[str, int]
-    seen: Mapping[str, int]
-
-    def __str__(self) -> str:
-        parts = [f"{count} {_REASONS[reason]}" for reason, count in sorted(self.dropped.items())]
-        notes = [f"{self.seen[name]} {text}" for name, text in _NOTES.items() if self.seen.get(name)]
-        left_out = f"; left out: {', '.join(parts)}" if parts else ""
-        return f"{self.kept} of {self.rows} rows kept{left_out}" + (f"; {', '.join(notes)}" if notes else "")
-
-
-_NOTES = {
-    "missing_eos": "responses without an end token",
-    "boundary": "responses tokenized apart from their prompt",
-    "truncated": "prompts cut on the left",
-}
-
-
-class PreferenceData(Dataset):  # type: ignore[misc]  # torch is not typed here
-    """Encoded rows; an item is its place, which the trainer looks up.
-
-    Attributes
-    ----------
-    responses : Responses
-        Named by their place in the data that were given.
-    values : (N, K)
-        Centred win rates P̂ − ½. Of a pair without mean win rates: P(y ≻ the other) − ½.
-    preferred : (N, K, K)
-    generated : (N, K) or None
-        Weights of the self-generated responses, where these are told apart.
-    samples : (N,) int
-        K of a row whose win rates are means over its own K responses (self-comparison included), otherwise 0.
-    best, worst : (N,) int
-        The places of chosen and rejected, or of the largest and the smallest win rate.
-    report : Report
-    """
-
-    def __init__(self, rows: Sequence["_Row"], report: Report) -> None:
-        width = max(len(row.sequences) for row in rows)
-        self.responses = Responses(
-            tuple(row.sequences for row in rows),
-            torch.tensor([_filled(row.weights, width) for row in rows], dtype=torch.float64),
-            names=tuple(str(row.index) for row in rows),
-        )
-        self.values = torch.tensor([_filled(row.values, width) for row in rows], dtype=torch.float64)
-        self.preferred = torch.full((len(rows), width, width), 0.5, dtype=torch.float64)
-        for place, row in enumerate(rows):
-            size = len(row.preferred)
-            self.preferred[place, :size, :size] = torch.tensor(row.preferred, dtype=torch.float64)
-        self.generated: Tensor | None = None
-        if any(row.generated for row in rows):
-            self.generated = torch.tensor([_filled(row.generated, width) for row in rows], dtype=torch.float64)
-        self.samples = torch.tensor([row.samples for row in rows])
-        self.best = torch.tensor([row.best for row in rows])
-        self.worst = torch.tensor([row.worst for row in rows])
-        self.report = report
-
-    def __len__(self) -> int:
-        return len(self.responses)
-
-    def __getitem__(self, place: int) -> int:
-        return place
-
-    def stage(self, step: float) -> StageData:
-        """The rows as the data of a stage whose only payoff has weight ``step``."""
-        return StageData(self.responses, step * self.values, self.preferred, self.generated, step)
-
-    def lengths(self, places: Sequence[int]) -> list[int]:
-        """Tokens of each response that are scored, in the order of ``responses.rows``."""
-        return [sum(sequence.mask) for sequence in self.responses.rows(places)]
-
-    def tokens(self, places: Sequence[int]) -> int:
-        """Tokens of prompts and responses."""
-        return sum(len(sequence.ids) for sequence in self.responses.rows(places))
 
 
 def prepare(
@@ -187,7 +90,7 @@ def prepare(
     report = Report(len(rows), len(kept), dict(dropped), dict(encoder.counts))
     if not kept:
         raise ValueError(f"no row of the data set is left: {report}")
-    return PreferenceData(kept, report)
+    return _collected(kept, report)
 
 
 @dataclass(frozen=True)
@@ -205,6 +108,31 @@ class _Row:
 
 def _filled(numbers: Sequence[float], width: int) -> list[float]:
     return [*numbers, *[0.0] * (width - len(numbers))]
+
+
+def _collected(rows: Sequence[_Row], report: Report) -> PreferenceData:
+    width = max(len(row.sequences) for row in rows)
+    preferred = torch.full((len(rows), width, width), 0.5, dtype=torch.float64)
+    for place, row in enumerate(rows):
+        size = len(row.preferred)
+        preferred[place, :size, :size] = torch.tensor(row.preferred, dtype=torch.float64)
+    generated = None
+    if any(row.generated for row in rows):
+        generated = torch.tensor([_filled(row.generated, width) for row in rows], dtype=torch.float64)
+    return PreferenceData(
+        Responses(
+            tuple(row.sequences for row in rows),
+            torch.tensor([_filled(row.weights, width) for row in rows], dtype=torch.float64),
+            names=tuple(str(row.index) for row in rows),
+        ),
+        torch.tensor([_filled(row.values, width) for row in rows], dtype=torch.float64),
+        preferred,
+        generated,
+        torch.tensor([row.samples for row in rows]),
+        torch.tensor([row.best for row in rows]),
+        torch.tensor([row.worst for row in rows]),
+        report,
+    )
 
 
 def _encoded(

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from nashpo.llm.objectives import StageTensors
+from nashpo.llm.stages import REFERENCE, Job
 
 
 class Means:
@@ -52,7 +53,7 @@ class Batch:
     logprobs : (B, K)
         Of the policy that is trained.
     known : mapping name -> (B, K)
-        Log-probabilities of other policies: ``reference``, ``start``.
+        Log-probabilities of other policies: ``reference``, the job's ``start`` and those of its base.
     best, worst : (B,) int
         Places of the chosen and the rejected response.
     """
@@ -64,16 +65,20 @@ class Batch:
     worst: Tensor
 
 
-_KL_NAMES = {"reference": "theory/kl_reference", "start": "theory/kl_last_iterate"}
+_LABELS = ("reward", "critic")
+"""Kinds of payoffs whose stages are fitted to labels and have no targets."""
 
 
-def describe(batch: Batch, loss: Tensor, beta: float, step: float, targets: bool, samples: Tensor) -> dict[str, Tensor]:
+def describe(batch: Batch, loss: Tensor, beta: float, job: Job, samples: Tensor) -> dict[str, Tensor]:
     """Metrics of each row, (B,).
 
     ``rewards/*`` are β times the log-ratio to the stage's base. ``theory/kl_reference`` and ``theory/kl_last_iterate``
     are Σ_y w_y log π_i(y)/π_θ(y) over the stage's responses: an unbiased estimate of KL(π_i ‖ π_θ) where the responses
-    were drawn from π_i, and a log-ratio on the data otherwise. With ``targets``, ``theory/regression_residual`` is
-    Σ_y w_y (log-ratio − target)² and ``theory/regression_residual_centred`` its part that no log Z can explain.
+    were drawn from π_i, and a log-ratio on the data otherwise. Where payoffs have values and are no mere labels,
+    ``theory/regression_residual`` is Σ_y w_y (log-ratio − target)² and ``theory/regression_residual_centred`` its part
+    that no log Z can explain. Of a stage with one payoff of weight η, ``theory/effective_step`` is η, or η (K − 1)/K
+    under self-comparison; if it is a win rate, ``theory/loss_in_payoffs`` is the loss over η² and ``theory/win_rate_*``
+    are those of chosen and rejected.
 
     Parameters
     ----------
@@ -81,12 +86,10 @@ def describe(batch: Batch, loss: Tensor, beta: float, step: float, targets: bool
     loss : (B,)
     beta : float
         The factor of the rewards.
-    step : float
-        η, the weight of the stage's payoff. ``theory/loss_in_payoffs`` is the loss over η².
-    targets : bool
-        Whether the stage's targets are payoffs (win rates) and not mere labels.
+    job : Job
+        What is trained.
     samples : (B,) int
-        K where win rates include the self-comparison, which makes the effective step η (K − 1)/K; otherwise 0.
+        K where win rates include the self-comparison, otherwise 0.
     """
     stage = batch.stage
 
@@ -101,17 +104,24 @@ def describe(batch: Batch, loss: Tensor, beta: float, step: float, targets: bool
         "rewards/margins": chosen - rejected,
         "logps/chosen": pick(batch.logprobs, batch.best),
         "logps/rejected": pick(batch.logprobs, batch.worst),
-        "theory/effective_step": torch.where(samples > 0, step * (samples - 1) / samples.clamp_min(1), step),
     }
-    for name, logprobs in batch.known.items():
-        if name in _KL_NAMES:
-            result[_KL_NAMES[name]] = (stage.weights * (logprobs - batch.logprobs)).sum(-1)
-    if targets:
+    for name, policy in (("theory/kl_reference", REFERENCE), ("theory/kl_last_iterate", job.start)):
+        if policy in batch.known:
+            result[name] = (stage.weights * (batch.known[policy] - batch.logprobs)).sum(-1)
+    step = job.step
+    if step is not None:
+        result["theory/effective_step"] = torch.where(
+            samples > 0, step * (samples - 1) / samples.clamp_min(1), torch.full_like(chosen, step)
+        )
+    if all(payoff.kind not in _LABELS for _, payoff in job.payoffs):
         residual = stage.log_ratio - stage.target
         mean = (stage.weights * residual).sum(-1, keepdim=True)
         result |= {
             "theory/regression_residual": (stage.weights * residual**2).sum(-1),
             "theory/regression_residual_centred": (stage.weights * (residual - mean) ** 2).sum(-1),
+        }
+    if job.kind == "win" and step is not None:
+        result |= {
             "theory/loss_in_payoffs": loss / step**2,
             "theory/win_rate_chosen": pick(stage.target, batch.best) / step + 0.5,
             "theory/win_rate_rejected": pick(stage.target, batch.worst) / step + 0.5,

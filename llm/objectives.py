@@ -86,12 +86,17 @@ def reduce(losses: Losses, prompt_weights: Tensor | None = None) -> Tensor:
     The denominator counts prompts and not pairs, so that accumulating micro-batches with ``prompt_weights`` of one
     total changes nothing.
     """
+    summed = per_prompt(losses)
+    if prompt_weights is None:
+        return summed.mean()
+    return (prompt_weights * summed).sum() / prompt_weights.sum()
+
+
+def per_prompt(losses: Losses) -> Tensor:
+    """Σ_m w_bm loss_bm of each prompt, (B,)."""
     values, weights = losses
     used = weights > 0  # a skipped pair may hold anything, and 0 · inf is no number
-    per_prompt = torch.where(used, weights * torch.where(used, values, torch.zeros_like(values)), 0.0).sum(-1)
-    if prompt_weights is None:
-        return per_prompt.mean()
-    return (prompt_weights * per_prompt).sum() / prompt_weights.sum()
+    return torch.where(used, weights * torch.where(used, values, torch.zeros_like(values)), 0.0).sum(-1)
 
 
 # ---------------------------------------------------------------------------------------- which responses are compared

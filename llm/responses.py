@@ -237,7 +237,12 @@ class StageData:
     def from_pairs(
         cls, chosen: Sequence[Scored], rejected: Sequence[Scored], step: float, names: Sequence[str] = ()
     ) -> "StageData":
-        """Labelled pairs of a fixed data set: response 0 of every prompt was preferred to response 1."""
+        """Labelled pairs of a fixed data set: response 0 of every prompt was preferred to response 1.
+
+        Targets are ``step`` times the mean win rate over the pair less ½, the comparison with oneself included, hence
+        ±step/4, so that `nashpo.llm.objectives.Pairwise` and ``Labelled`` have one margin, step/2. A trainer's data of
+        columns, `nashpo.llm.preferences.PreferenceData`, hold P(y ≻ the other) − ½ instead, ±½ before the step.
+        """
         count = len(chosen)
         preferred = torch.tensor([[0.5, 1.0], [0.0, 0.5]], dtype=torch.float64).expand(count, 2, 2)
         responses = Responses.drawn(list(zip(chosen, rejected, strict=True)), names)

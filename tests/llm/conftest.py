@@ -65,3 +65,44 @@ def small_pairs() -> list[dict[str, Any]]:
         {"prompt": f"question {i}: ", "chosen": "good" * (1 + i % 5), "rejected": "bad!" * (1 + i % 3)}
         for i in range(13)
     ]
+
+
+@pytest.fixture
+def trainer(
+    tmp_path: Path,
+    tiny_llama: Callable[..., Any],
+    byte_tokenizer: Callable[..., Any],
+    small_pairs: list[dict[str, Any]],
+) -> Callable[..., Any]:
+    """A maker of trainers on the 13 pairs; keywords go to the configuration or, where it has none, to the trainer."""
+
+    from nashpo.llm.config import SelfPlayConfig
+    from nashpo.llm.trainer import SelfPlayTrainer
+
+    def make(rule: Any, **options: Any) -> Any:
+        names = ("model", "ref_model", "objective", "policies", "peft_config", "compute_metrics", "callbacks")
+        own = {name: options.pop(name) for name in (*names, "job", "known") if name in options}
+        data = {name: options.pop(name) for name in ("train_dataset", "eval_dataset") if name in options}
+        tokenizer = options.pop("processing_class", None) or byte_tokenizer()
+        settings = {
+            "output_dir": str(tmp_path / "out"),
+            "use_cpu": True,
+            "per_device_train_batch_size": 8,
+            "logging_steps": 1,
+            "learning_rate": 1e-3,
+            "optim": "sgd",
+            "save_strategy": "no",
+            "disable_tqdm": True,
+            "num_train_epochs": 2,
+            **options,
+        }
+        return SelfPlayTrainer(
+            own.pop("model", None) or tiny_llama(),
+            args=SelfPlayConfig(**settings),
+            processing_class=tokenizer,
+            rule=rule,
+            **{"train_dataset": small_pairs, **data},
+            **own,
+        )
+
+    return make

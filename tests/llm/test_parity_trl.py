@@ -66,14 +66,14 @@ def test_loss_and_gradient_are_trls(
     )
     if loss_type == "sppo_hard":
         # SPPO's base is the policy that training starts from; TRL's is whatever the reference is.
-        known = ours._known[id(ours.train_dataset)]
+        known = ours._stages[ours.train_dataset].known
         known["start"] = known["reference"]
     batch = next(iter(theirs.get_train_dataloader()))
     theirs.model.train()
     expected = theirs.compute_loss(theirs.model, batch)
     expected.backward()
     inputs = ours.data_collator(list(range(len(rows))))
-    ours._tokens = 1  # past the first batch, whose log-ratio would have to be 0
+    ours._first = False  # past the first batch, whose log-ratio would have to be 0
     with ours._comparable(ours.model):
         ours.model.train()
         found = factor * ours.compute_loss(ours.model, inputs)
