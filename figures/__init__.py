@@ -1,6 +1,8 @@
-"""One module per figure, each a function from results to a picture, and the report of `nashpo verify`.
+"""One module per figure, each a function from results to a picture, and the reports of `nashpo verify` and `train`.
 
 A figure module has ``TITLE``, ``CAPTION``, ``NEEDS`` (keys of the results it reads) and ``draw(results) -> Figure``.
+One about a run of `nashpo train` has ``missing(run) -> str``, why it cannot be drawn, in place of ``NEEDS``, and its
+``draw`` takes the run.
 Importing this package loads neither numpy nor matplotlib; `load` imports one figure.
 """
 
@@ -21,6 +23,18 @@ FIGURES: dict[str, str] = {
 }
 """Every figure by name, in the order of the report."""
 
+TRAINING: dict[str, str] = {
+    "training_gap": "nashpo.figures.training_gap",
+    "training_win_rates": "nashpo.figures.training_win_rates",
+    "training_curves": "nashpo.figures.training_curves",
+    "training_kl": "nashpo.figures.training_kl",
+    "training_games": "nashpo.figures.training_games",
+    "training_lengths": "nashpo.figures.training_lengths",
+    "training_judge": "nashpo.figures.training_judge",
+    "training_time": "nashpo.figures.training_time",
+}
+"""Every figure of a run of `nashpo train` by name, in the order of its report."""
+
 
 def load(name: str) -> Any:
     """The module of a figure.
@@ -30,6 +44,7 @@ def load(name: str) -> Any:
     ValueError
         On a name that is no figure.
     """
-    if name not in FIGURES:
-        raise ValueError(f"there is no figure {name!r}; the figures are {', '.join(FIGURES)}")
-    return import_module(FIGURES[name])
+    known = FIGURES | TRAINING
+    if name not in known:
+        raise ValueError(f"there is no figure {name!r}; the figures are {', '.join(known)}")
+    return import_module(known[name])

@@ -3,6 +3,7 @@
 Strings named ``body``, ``rows`` or ``cells`` are HTML already; every other argument is text and is escaped here.
 """
 
+import re
 from collections.abc import Sequence
 from html import escape
 
@@ -38,15 +39,43 @@ pre { background: var(--band); border: 1px solid var(--line); border-radius: 6px
 .fails { color: #8c1d18; background: #fce8e6; }
 .claims td:first-child { min-width: 19rem; width: 100%; }
 .plain td { white-space: normal; overflow-wrap: anywhere; }
+.banner.open { border-left-color: #0a5a8a; }
+.warning { border: 1px solid #b26a00; border-left: 8px solid #b26a00; border-radius: 6px; padding: 0.6rem 1.1rem;
+           background: #fdf0dc; margin: 0.8rem 0; max-width: none; }
+.rule { margin-top: 1rem; } .formula { font-size: 1.05rem; margin: 0.3rem 0; } sub, sup { line-height: 0; }
+.first { display: grid; grid-template-columns: minmax(0, 2fr) minmax(0, 3fr); gap: 0 1.5rem; align-items: start; }
+.first figure { margin: 0.8rem 0; }
+@media (max-width: 860px) { .first { grid-template-columns: 1fr; } }
+.lead td:first-child { color: var(--soft); min-width: 7.5rem; overflow-wrap: normal; }
+.numbers { width: auto; } .numbers td { white-space: nowrap; }
+.unfinished { color: var(--soft); }
+details { border: 1px solid var(--line); border-radius: 6px; padding: 0.5rem 0.9rem; margin: 0.7rem 0; }
+summary { cursor: pointer; font-weight: 600; }
+.said { white-space: pre-wrap; overflow-wrap: anywhere; background: var(--band); border: 1px solid var(--line);
+        border-radius: 6px; padding: 0.5rem 0.8rem; margin: 0.2rem 0 0.6rem; font-size: 0.92rem; }
+.sides { display: grid; grid-template-columns: 1fr 1fr; gap: 0 1rem; }
+.sides h4 { margin: 0.3rem 0 0; font-size: 0.92rem; } .pair { border-top: 1px solid var(--line); padding: 0.6rem 0; }
+@media (max-width: 640px) { .sides { grid-template-columns: 1fr; } }
 figure { margin: 1.6rem 0 2.8rem; } figure img { display: block; width: 100%; max-width: 800px; height: auto; }
 figcaption { max-width: 78ch; color: #30363d; font-size: 0.95rem; margin-top: 0.5rem; }
 @media print { nav { display: none; } figure { break-inside: avoid; } }
 """
 
 
-def document(title: str, body: str) -> str:
-    """A whole page."""
-    links = (("claims", "claims"), ("figures", "figures"), ("reproduce", "how to repeat it"))
+_CONTROL = {code: "\ufffd" for code in (*range(32), *range(127, 160)) if chr(code) not in "\n\t"}
+
+
+def to_bytes(text: str) -> bytes:
+    """A page as UTF-8, without control characters and lone surrogates, which HTML and UTF-8 cannot hold."""
+    return text.translate(_CONTROL).encode("utf-8", "replace")
+
+
+LINKS = (("claims", "claims"), ("figures", "figures"), ("reproduce", "how to repeat it"))
+"""Sections of the report of `nashpo verify`."""
+
+
+def document(title: str, body: str, links: Sequence[tuple[str, str]] = LINKS) -> str:
+    """A whole page with links (anchor, text) to its sections."""
     menu = "".join(f'<a href="#{anchor}">{escape(text)}</a>' for anchor, text in links)
     return (
         '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
@@ -57,16 +86,27 @@ def document(title: str, body: str) -> str:
 
 
 def banner(sentence: str, tone: str, cards: Sequence[tuple[str, str]], run: str) -> str:
-    """The verdict, coloured by ``tone`` ("good" or "bad"), over numbers (what, value) and a line about the run."""
+    """The verdict, coloured by ``tone`` (good, bad or open), over numbers (what, value) and a line about the run."""
     numbers = "".join(f"<div><b>{escape(value)}</b><span>{escape(what)}</span></div>" for what, value in cards)
     said = f"<strong>{escape(sentence)}</strong>"
     body = f'{said}<div class="cards">{numbers}</div><div class="run">{prose(run)}</div>'
     return f'<div class="banner {escape(tone)}">{body}</div>'
 
 
+def formula(text: str) -> str:
+    """A formula in plain text with its indices, ``π_{t+1}`` and ``ref^{ητ}``, set below and above the line."""
+    tags = {"_": "sub", "^": "sup"}
+
+    def tagged(found: re.Match[str]) -> str:
+        tag = tags[found[1]]
+        return f"<{tag}>{found[2] or found[3]}</{tag}>"
+
+    return re.sub(r"([_^])(?:\{([^{}]*)\}|(\w))", tagged, escape(text))
+
+
 def prose(text: str) -> str:
-    """Text with what stands between backticks set as code."""
-    parts = escape(text).split("`")
+    """Text with what stands between backticks set as code; a percent sign stays with its number."""
+    parts = escape(text).replace(" %", "\u00a0%").split("`")
     return "".join(f"<code>{part}</code>" if i % 2 else part for i, part in enumerate(parts))
 
 

@@ -1,6 +1,9 @@
 """Small synthetic results, plainly made up, with every key that the figures read."""
 
+import sys
 from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent))  # helpers of this folder are imported by name
 
 import numpy as np
 import pytest

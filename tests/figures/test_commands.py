@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+from run_folder import write_run
 
 from nashpo.core import cli
 from nashpo.figures import commands, style
@@ -87,3 +88,28 @@ def test_help_has_an_example(capsys):
     out = capsys.readouterr().out
     assert "example" in out
     assert "nashpo figures --results" in out
+
+
+def test_the_figures_of_a_run(tmp_path, capsys):
+    run = write_run(tmp_path / "run", done=1, evaluation=False)
+    assert commands.main(["--results", str(run), "--only", "training_curves", "--only", "training_time"]) == 0
+    assert {path.name for path in (run / "figures").iterdir()} == {
+        f"{name}.{kind}" for name in ("training_curves", "training_time") for kind in ("png", "svg", "pdf")
+    }
+
+
+@pytest.mark.parametrize(
+    ("figure", "told"),
+    [("rates", "rates is no figure of"), ("training_gap", "'training_gap' cannot be drawn: no exact evaluation")],
+)
+def test_a_figure_that_a_run_has_not_is_one_line(figure, told, tmp_path, capsys):
+    run = write_run(tmp_path / "run", done=1, evaluation=False)
+    assert cli.main(["figures", "--results", str(run), "--only", figure]) == 2
+    err = capsys.readouterr().err
+    assert len(err.splitlines()) == 1
+    assert told in err
+
+
+def test_a_figure_of_a_run_needs_a_run(folder, capsys):
+    assert cli.main(["figures", "--results", str(folder), "--only", "training_gap"]) == 2
+    assert "training_gap is no figure of" in capsys.readouterr().err

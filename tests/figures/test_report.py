@@ -2,10 +2,10 @@
 
 import base64
 import json
-from html.parser import HTMLParser
 
 import numpy as np
 import pytest
+from html_page import Page
 
 from nashpo.figures import report
 from nashpo.tabular import experiments
@@ -43,42 +43,6 @@ CLAIMS = [
     },
 ]
 MANIFEST = {"claims": CLAIMS, "command": "nashpo verify --out <here>", "versions": {"nashpo": "0.1.0"}, "seed": 7}
-VOID = {"meta", "img", "br", "hr", "link", "input"}
-
-
-class Page(HTMLParser):
-    """Collects references and text, and insists that every tag is closed in order."""
-
-    def __init__(self, source: str) -> None:
-        super().__init__()
-        self.references: list[str] = []
-        self.images: list[str] = []
-        self.tags: list[str] = []
-        self.words: list[str] = []
-        self.open: list[str] = []
-        self.feed(source)
-        self.close()
-        assert self.open == []
-
-    def handle_starttag(self, tag, attrs):
-        self.tags.append(tag)
-        values = dict(attrs)
-        self.references += [v for k, v in values.items() if k in ("src", "href", "srcset", "action", "data")]
-        if tag == "img":
-            assert values["alt"]
-            self.images.append(values["src"])
-        if tag not in VOID:
-            self.open.append(tag)
-
-    def handle_endtag(self, tag):
-        assert self.open.pop() == tag
-
-    def handle_data(self, data):
-        self.words.append(data)
-
-    @property
-    def text(self) -> str:
-        return " ".join(" ".join(self.words).split())
 
 
 @pytest.fixture(autouse=True)

@@ -1,0 +1,75 @@
+"""Figure: the exact duality gap of each iterate beside the trajectory of the tabular rule, and the certificate.
+
+Shapes: one interval per iteration; iteration 0 is the start, where its gap is known.
+"""
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from nashpo.figures import style, training_style
+from nashpo.figures.style import RuleStyle
+from nashpo.figures.training_run import Interval, TrainingRun
+
+TITLE = "The duality gap of the policies, beside the prediction"
+CAPTION = (
+    "Exact duality gap (0 is a Nash equilibrium, 1 the worst) of the policy after each iteration, computed by"
+    " enumerating all responses. The prediction plays the same rule exactly on the same game: where win rates are"
+    " estimated from K samples per prompt, its band is what that sampling alone does over repeated plays, and the line"
+    " its median. The certificate is an upper bound on the gap of the average that follows from what training left over"
+    " at every step; it may be larger than 1 and then says nothing."
+)
+PREDICTED_LAST = RuleStyle("predicted, last", style.ORANGE, "", (0, (1, 1)))
+PREDICTED_AVERAGE = RuleStyle("predicted, average", style.SKY, "", (0, (1, 1)))
+CERTIFICATE = RuleStyle("certificate of the average", style.GREY, "x", (0, (4, 3)))
+CURVES = (
+    ("gap_last", training_style.LAST, PREDICTED_LAST),
+    ("gap_average", training_style.AVERAGE, PREDICTED_AVERAGE),
+)
+LOWEST = 1e-16
+"""Gaps below this are rounding."""
+
+
+def missing(run: TrainingRun) -> str:
+    """Why the figure cannot be drawn of this run; empty where it can."""
+    return "" if run.series("exact", "gap_last") else "no exact evaluation (`evaluation.exact` in the recipe)"
+
+
+def draw(run: TrainingRun) -> Figure:
+    """Lines of the measured gaps over bands of the predicted ones.
+
+    Parameters
+    ----------
+    run : TrainingRun
+        Whose results hold ``exact``.
+
+    Returns
+    -------
+    Figure
+    """
+    with style.apply():
+        fig = style.figure(5.2)
+        ax = fig.add_subplot()
+        shown: list[float] = []
+        for key, measured, predicted in CURVES:
+            values, band = run.series("exact", key), run.series("exact", "prediction", key)
+            training_style.points(ax, values, measured, zorder=4)
+            _band(ax, band, predicted)
+            shown += [v.mean for v in (*values.values(), *band.values())]
+        certificate = run.series("exact", "certificate")
+        training_style.points(ax, certificate, CERTIFICATE)
+        shown += [v.mean for v in certificate.values()]
+        numbers = sorted({n for key, *_ in CURVES for n in run.series("exact", key)} | set(certificate))
+        training_style.iteration_axis(ax, numbers, "iteration (the policy after it)")
+        training_style.value_axis(ax, [max(v, LOWEST) for v in shown], always_from_zero=True)
+        ax.set_ylabel("duality gap")
+        style.title(fig, TITLE)
+        fig.legend(loc="outside lower center", ncols=2)
+    return fig
+
+
+def _band(ax: Axes, band: dict[int, Interval], looks: RuleStyle) -> None:
+    if not band:
+        return
+    x = sorted(band)
+    ax.fill_between(x, [band[n].low for n in x], [band[n].high for n in x], color=looks.color, alpha=0.25, linewidth=0)
+    ax.plot(x, [band[n].mean for n in x], **looks.line(marker="_", markersize=14, markeredgewidth=2.5))

@@ -1,0 +1,215 @@
+"""Statistics of an iteration's samples and judgements: lengths, K x K games, the judge's consistency.
+
+Shapes: S responses in all, N judged prompts with K responses each; win rates ``wins`` are (N, K, K) in [0, 1], NaN
+where the judge abstained. Lengths are tokens.
+"""
+
+import itertools
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nashpo.core.games import duality_gap
+
+MOST = 2000
+"""Prompts read per iteration: enough for a figure, and a report of a large run stays a matter of seconds."""
+EXAMPLES = 3
+
+Array = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Example:
+    """A prompt with the response that the judge liked best and the one that it liked least."""
+
+    prompt: Any
+    best: str
+    worst: str
+    win: float
+
+
+@dataclass(frozen=True)
+class Shards:
+    """What was read.
+
+    Attributes
+    ----------
+    prompts : int
+        Prompts whose samples were read, at most `MOST`.
+    all_read : bool
+        Whether these are all prompts of the iteration.
+    tokens : (S,)
+        Length of every response.
+    finished : float, optional
+        Share of responses that ended by themselves.
+    retokenized : int
+        Responses that came as text and were tokenized here.
+    judged, abstained : int
+        Prompts with judgements, and those of them with a pair on which the judge abstained.
+    gaps : (N,)
+        Duality gap of the uniform policy in each prompt's K x K game, where every pair was judged.
+    asymmetry : float, optional
+        Mean of \\|P(a over b) + P(b over a) − 1\\| before symmetrizing.
+    cyclic, triples : int
+        Triples of responses of which each beats the next, and all triples without a tie.
+    longer_wins : float, optional
+        Mean over prompts of the win rate of the longer response, over pairs of different length.
+    examples : tuple of Example
+    """
+
+    prompts: int = 0
+    all_read: bool = True
+    tokens: Array = field(default_factory=lambda: np.empty(0))
+    finished: float | None = None
+    retokenized: int = 0
+    judged: int = 0
+    abstained: int = 0
+    gaps: Array = field(default_factory=lambda: np.empty(0))
+    asymmetry: float | None = None
+    cyclic: int = 0
+    triples: int = 0
+    longer_wins: float | None = None
+    examples: tuple[Example, ...] = ()
+
+
+def json_rows(path: Path) -> Iterator[Mapping[str, Any]]:
+    """Objects of a JSON Lines file; a last line that was torn by a crash is left out.
+
+    Raises
+    ------
+    ValueError
+        If another line is no JSON object.
+    """
+    with path.open("rb") as file:
+        for place, line in enumerate(file, 1):
+            if not line.strip():
+                continue
+            try:
+                row = json.loads(line)
+            except ValueError as error:
+                if not line.endswith(b"\n"):
+                    return
+                raise ValueError(f"line {place} of {path} is not JSON ({error}); restore or delete the file") from error
+            if not isinstance(row, dict):
+                raise ValueError(f"line {place} of {path} is no JSON object; restore or delete the file")
+            yield row
+
+
+@dataclass(frozen=True)
+class _Sampled:
+    """What is kept of a prompt's samples; token ids are counted and let go."""
+
+    key: Any
+    prompt: Any
+    texts: tuple[str, ...]
+    lengths: NDArray[np.int64]
+    finished: tuple[bool, ...]
+    retokenized: int
+
+
+def read_shards(iteration: Path, most: int = MOST) -> Shards:
+    """Statistics of ``samples/*.jsonl`` and ``judgements/*.jsonl`` of the folder of an iteration.
+
+    Raises
+    ------
+    ValueError
+        If a shard is damaged.
+    """
+    drawn = _rows(iteration / "samples")
+    samples = [_sampled(row) for row in itertools.islice(drawn, most)]
+    judgements = list(itertools.islice(_rows(iteration / "judgements"), most))
+    # Line n of the judgements is about line n of the samples; a prompt may be there twice.
+    pairs = itertools.zip_longest(samples[: len(judgements)], judgements)
+    wins = [
+        (sampled if sampled is not None and sampled.key == row.get("prompt_key") else None, matrix)
+        for sampled, row in pairs
+        if (matrix := _matrix(row)) is not None
+    ]
+    complete = [(sampled, matrix) for sampled, matrix in wins if np.isfinite(matrix).all()]
+    asymmetries = [float(x) for row in judgements if isinstance(x := row.get("asymmetry"), int | float)]
+    cycles = [cyclic_triples(matrix) for _, matrix in complete]
+    longer = [rate for sampled, matrix in wins if (rate := _longer_wins(sampled, matrix)) is not None]
+    examples = (_example(sampled, matrix) for sampled, matrix in complete)
+    finished = [end for sampled in samples for end in sampled.finished]
+    return Shards(
+        prompts=len(samples),
+        all_read=next(drawn, None) is None,
+        tokens=np.concatenate([np.empty(0), *(sampled.lengths for sampled in samples)]),
+        finished=float(np.mean(finished)) if finished else None,
+        retokenized=sum(sampled.retokenized for sampled in samples),
+        judged=len(judgements),
+        abstained=len(judgements) - len(complete),
+        gaps=np.array([game_gap(matrix) for _, matrix in complete]),
+        asymmetry=float(np.mean(asymmetries)) if asymmetries else None,
+        cyclic=sum(cyclic for cyclic, _ in cycles),
+        triples=sum(triples for _, triples in cycles),
+        longer_wins=float(np.mean(longer)) if longer else None,
+        examples=tuple(itertools.islice((example for example in examples if example is not None), EXAMPLES)),
+    )
+
+
+def game_gap(wins: Array) -> float:
+    """Duality gap 2 max_i (mean_j wins_ij − ½) of the uniform policy in the game of K responses, in [0, 1]."""
+    K = len(wins)
+    return float(duality_gap(wins - 0.5, np.full(K, 1 / K)))
+
+
+def cyclic_triples(wins: Array) -> tuple[int, int]:
+    """(triples of which each response beats the next, all triples without a tie)."""
+    if len(wins) < 3:
+        return 0, 0
+    i, j, k = np.array(list(combinations(range(len(wins)), 3))).T
+    ahead = np.sign(np.stack([wins[i, j], wins[j, k], wins[k, i]]) - 0.5)
+    return int((np.abs(ahead.sum(axis=0)) == 3).sum()), int(ahead.all(axis=0).sum())
+
+
+def _rows(folder: Path) -> Iterator[Mapping[str, Any]]:
+    for path in sorted(folder.glob("*.jsonl")):
+        yield from json_rows(path)
+
+
+def _sampled(row: Mapping[str, Any]) -> _Sampled:
+    found = row.get("completions")
+    answers = [answer for answer in found if isinstance(answer, dict)] if isinstance(found, list) else []
+    return _Sampled(
+        row.get("prompt_key"),
+        row.get("prompt"),
+        tuple(str(answer.get("text", "")) for answer in answers),
+        np.array([len(answer.get("ids") or ()) for answer in answers], dtype=np.int64),
+        tuple(bool(answer.get("finished")) for answer in answers),
+        sum(bool(answer.get("retokenized")) for answer in answers),
+    )
+
+
+def _matrix(row: Mapping[str, Any]) -> Array | None:
+    """The K x K win rates of a line with NaN for an abstention; None where it holds no square matrix."""
+    try:
+        wins = np.array(row.get("wins"), dtype=np.float64)
+    except (TypeError, ValueError):
+        return None
+    return wins if wins.ndim == 2 and wins.shape[0] == wins.shape[1] > 0 else None
+
+
+def _longer_wins(sampled: _Sampled | None, wins: Array) -> float | None:
+    """Mean win rate of the longer response of a pair; None without pairs of different length."""
+    if sampled is None or len(sampled.lengths) != len(wins):
+        return None
+    longer = wins[sampled.lengths[:, None] > sampled.lengths[None, :]]
+    return float(np.nanmean(longer)) if np.isfinite(longer).any() else None
+
+
+def _example(sampled: _Sampled | None, wins: Array) -> Example | None:
+    """None where the samples are not there or their number is another."""
+    if sampled is None or len(sampled.texts) != len(wins) or len(wins) < 2:
+        return None
+    means = wins.mean(axis=1)
+    best, worst = int(means.argmax()), int(means.argmin())
+    if best == worst:
+        best, worst = 0, 1
+    return Example(sampled.prompt, sampled.texts[best], sampled.texts[worst], float(wins[best, worst]))

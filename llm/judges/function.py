@@ -1,0 +1,198 @@
+"""A Python callable as a judge, named ``module:name`` and called in the form that the recipe says.
+
+Shapes: N pairs. The forms, chosen by name:
+
+- ``pairs``: ``f(prompts, firsts, seconds)`` gives N probabilities that the first response wins; None abstains.
+- ``ranks``: an object with ``judge(prompts, completions, shuffle_order=False)``, completions N lists of two, gives the
+  place of the better one, 0 or 1, and −1 where it failed (TRL's BasePairwiseJudge).
+- ``probabilities``: the same with ``return_scores=True`` gives N probabilities (TRL's PairRMJudge).
+- ``reward``: ``f(prompts=..., completions=...)`` gives one reward r per completion, in nats, or None (TRL's reward
+  functions); P = σ(r_first − r_second). A conversation is answered by a list with the assistant's message.
+
+A class is made without arguments. The module is looked up on Python's path and in the working folder.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import math
+import os
+import sys
+from collections.abc import Callable, Sequence
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any
+
+from nashpo.core.cli import suggestion
+from nashpo.llm.judges.judge import Pair, Text, Verdict, canonical
+
+
+class FunctionJudge:
+    """Base of the forms.
+
+    Parameters
+    ----------
+    target : str
+        ``module:name``.
+    function : callable or object
+        What it names.
+    """
+
+    form: str
+    antisymmetric = False
+
+    def __init__(self, target: str, function: Any) -> None:
+        self.name = target
+        self.function = function
+        self.call: Callable[..., Any] = self._callable()
+
+    def _callable(self) -> Callable[..., Any]:
+        if not callable(self.function):
+            raise ValueError(f"judge.function: {self.name} is no function, which the form {self.form!r} needs")
+        called: Callable[..., Any] = self.function
+        return called
+
+    def describe(self) -> dict[str, Any]:
+        """The name, the form, and a hash of the source file, so that a changed judge is asked anew."""
+        try:
+            kind = self.function if inspect.isroutine(self.function) else type(self.function)
+            source = blake2b(Path(inspect.getfile(kind)).read_bytes(), digest_size=16).hexdigest()
+        except (TypeError, OSError):
+            source = None
+        return {"judge": "function", "function": self.name, "form": self.form, "source": source}
+
+    def check(self) -> None:
+        """Nothing is left to check: it was imported when it was made."""
+
+    def close(self) -> None:
+        """Nothing to give back."""
+
+    def compare(self, pairs: Sequence[Pair]) -> list[Verdict]:
+        """One verdict per pair."""
+        raise NotImplementedError
+
+    def _list(self, answers: Any, count: int, what: str) -> list[Any]:
+        """The answers as a list of the right length."""
+        try:
+            answered = list(answers)
+        except TypeError:
+            raise ValueError(f"judge {self.name!r} answered {answers!r}; it must give a list") from None
+        if len(answered) != count:
+            raise ValueError(f"judge {self.name!r} answered {len(answered)} numbers for {count} {what}")
+        return answered
+
+
+class Pairs(FunctionJudge):
+    """The form ``pairs``."""
+
+    form = "pairs"
+
+    def compare(self, pairs: Sequence[Pair]) -> list[Verdict]:
+        """As the function says."""
+        answers = self.call([p.prompt for p in pairs], [p.first for p in pairs], [p.second for p in pairs])
+        return [a if isinstance(a, Verdict) else Verdict(_plain(a)) for a in self._list(answers, len(pairs), "pairs")]
+
+
+class Ranks(FunctionJudge):
+    """The form ``ranks``: probabilities 1 and 0."""
+
+    form = "ranks"
+    verdicts = {0: 1.0, 1: 0.0, -1: None}
+
+    def _callable(self) -> Callable[..., Any]:
+        method = getattr(self.function, "judge", None)
+        if not callable(method):
+            raise ValueError(f"judge.function: {self.name} has no method judge, which the form {self.form!r} needs")
+        called: Callable[..., Any] = method
+        return called
+
+    def compare(self, pairs: Sequence[Pair]) -> list[Verdict]:
+        """1 where the first is better, 0 where the second is, an abstention where it failed."""
+        answers = self.call([p.prompt for p in pairs], [[p.first, p.second] for p in pairs], shuffle_order=False)
+        return [self._verdict(rank) for rank in self._list(answers, len(pairs), "pairs")]
+
+    def _verdict(self, rank: Any) -> Verdict:
+        if rank not in self.verdicts:
+            raise ValueError(f"judge {self.name!r} answered {rank!r}; of two responses the better is 0 or 1, or -1")
+        return Verdict(self.verdicts[rank], int(rank))
+
+
+class Probabilities(Ranks):
+    """The form ``probabilities``."""
+
+    form = "probabilities"
+
+    def compare(self, pairs: Sequence[Pair]) -> list[Verdict]:
+        """As the judge says."""
+        completions = [[p.first, p.second] for p in pairs]
+        answers = self.call([p.prompt for p in pairs], completions, shuffle_order=False, return_scores=True)
+        return [Verdict(_plain(answer)) for answer in self._list(answers, len(pairs), "pairs")]
+
+
+class Reward(FunctionJudge):
+    """The form ``reward``; every response is asked about once."""
+
+    form = "reward"
+    antisymmetric = True
+
+    def compare(self, pairs: Sequence[Pair]) -> list[Verdict]:
+        """σ(r_first − r_second); an abstention where a reward is None."""
+        asked = {(canonical(p.prompt), text): (p.prompt, text) for p in pairs for text in (p.first, p.second)}
+        prompts = [prompt for prompt, _ in asked.values()]
+        completions = [_completion(prompt, text) for prompt, text in asked.values()]
+        answers = self._list(self.call(prompts=prompts, completions=completions), len(asked), "completions")
+        rewards = dict(zip(asked, map(_plain, answers), strict=True))
+        return [_odds(rewards[canonical(p.prompt), p.first], rewards[canonical(p.prompt), p.second]) for p in pairs]
+
+
+FORMS: dict[str, type[FunctionJudge]] = {kind.form: kind for kind in (Pairs, Ranks, Probabilities, Reward)}
+
+
+def function_judge(target: str, form: str) -> FunctionJudge:
+    """The judge that ``module:name`` names.
+
+    Raises
+    ------
+    ValueError
+        If there is no such module or name, or it cannot be called in this form.
+    """
+    found = _imported(target)
+    return FORMS[form](target, found() if inspect.isclass(found) else found)
+
+
+def _imported(target: str) -> Any:
+    module, _, name = target.partition(":")
+    folder = os.getcwd()
+    if folder not in sys.path:
+        sys.path.append(folder)
+    try:
+        found: Any = importlib.import_module(module)
+    except ImportError as error:
+        raise ValueError(
+            f"judge.function: cannot import {module!r} of {target!r} ({error}): it must lie in the working folder or on"
+            " PYTHONPATH"
+        ) from error
+    for part in name.split("."):
+        if not hasattr(found, part):
+            raise ValueError(f"judge.function: {module} has no {part!r}; {suggestion(part, dir(found))}")
+        found = getattr(found, part)
+    return found
+
+
+def _plain(answer: Any) -> Any:
+    """A number of numpy or torch as Python's own; anything else as it is, to be refused with its value."""
+    return answer.item() if hasattr(answer, "item") else answer
+
+
+def _completion(prompt: Text, text: str) -> Any:
+    return text if isinstance(prompt, str) else [{"role": "assistant", "content": text}]
+
+
+def _odds(first: float | None, second: float | None) -> Verdict:
+    raw = {"rewards": [first, second]}
+    if first is None or second is None:
+        return Verdict(None, raw)
+    margin = first - second
+    small = math.exp(-abs(margin))  # nan stays nan, and is refused
+    return Verdict(1 / (1 + small) if margin >= 0 else small / (1 + small), raw)

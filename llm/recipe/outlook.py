@@ -1,0 +1,128 @@
+"""What a plan costs in disk and memory, and what should be looked at before a long run. Sizes are in bytes."""
+
+import importlib.util
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from nashpo.llm.recipe import footprint
+from nashpo.llm.recipe.footprint import Size
+from nashpo.llm.recipe.planned import Draft
+from nashpo.llm.recipe.schema import Recipe
+
+SLOW = 1e-5
+"""Learning rates below this are lost in 16-bit weights: an update is smaller than half a unit in the last place."""
+_ENGINES_PACKAGES = {"VLLMConfig": "vllm"}
+
+
+def disk(draft: Draft, totals: Mapping[str, int]) -> dict[str, int]:
+    """Bytes on disk by what takes them, at their peak."""
+    recipe, size = draft.recipe, draft.size
+    lasting = [sum(fit.lasting for fit in todo.fits) for todo in draft.work]
+    kept = lasting if recipe.keep_last is None else lasting[-recipe.keep_last :]
+    most = max((phase.counts["steps"] for phase in draft.phases if "steps" in phase.counts), default=0)
+    saves = _saves(recipe.training, most)
+    response_bytes = 12  # of one token in JSON: four letters of text, an id and a comma
+    return {
+        f"iterates ({sum(kept)} policies)": size.saved * sum(kept),
+        f"checkpoints of the stage in training ({saves})": saves * (size.saved + size.optimizer(_optimizer(recipe))),
+        "samples and judgements, at most": response_bytes * totals["response_tokens"] + 200 * totals["questions"],
+    }
+
+
+def _saves(training: Mapping[str, Any], steps: int) -> int:
+    if str(training.get("save_strategy", "steps")) == "no" or not steps:
+        return 0
+    every = float(training.get("save_steps", 500))
+    every = every * steps if every < 1 else every
+    epochs = math.ceil(float(training.get("num_train_epochs", 3.0)))
+    made = epochs if str(training.get("save_strategy", "steps")) == "epoch" else max(1, int(steps // max(1.0, every)))
+    limit = training.get("save_total_limit")
+    return made if limit is None else min(made, int(limit))
+
+
+def _optimizer(recipe: Recipe) -> str:
+    return str(recipe.training.get("optim", "adamw_torch_fused"))
+
+
+def _micro_batch(draft: Draft) -> int:
+    """Tokens of one micro-batch: prompts of mean length with every response that enters the loss."""
+    recipe = draft.recipe
+    mean = draft.mean_length
+    longest = recipe.training.get("max_length", 1024) or math.inf
+    if recipe.sampling is None:
+        return int(2 * recipe.training.get("per_device_train_batch_size", 8) * min(longest, 2 * mean))
+    used = _responses_used(recipe)
+    each = min(longest, mean + recipe.sampling.max_new_tokens)
+    return int(recipe.training.get("per_device_train_batch_size", 8) * used * each)
+
+
+def _responses_used(recipe: Recipe) -> int:
+    pairs = getattr(recipe.objective, "pairs", None)
+    if pairs is None:
+        pairs = "best_worst" if recipe.rule_spec["name"] == "sppo" else "all"
+    assert recipe.sampling is not None
+    own = 2 if pairs == "best_worst" else recipe.sampling.K
+    return own + 2 if recipe.pairs is not None else own
+
+
+def memory(draft: Draft) -> dict[str, int]:
+    """Bytes of memory by what takes them, estimated."""
+    recipe, size = draft.recipe, draft.size
+    training = recipe.training
+    checkpointing = bool(training.get("gradient_checkpointing") or training.get("activation_checkpointing"))
+    tokens = _micro_batch(draft)
+    mixed = bool(training.get("bf16") or training.get("fp16"))
+    parts = {
+        "weights": size.weights,
+        "gradients": size.trained * size.width,
+        f"optimizer states ({_optimizer(recipe)})": size.optimizer(_optimizer(recipe)),
+        f"activations of {tokens:,} tokens, roughly": size.activations(tokens, checkpointing, mixed),
+    }
+    found = {f"training: {name}": number for name, number in parts.items()}
+    found["training in all, on one device"] = sum(parts.values())
+    if recipe.sampling is not None and (batch := getattr(recipe.sampling, "batch_size", None)) is not None:
+        each = draft.mean_length + recipe.sampling.max_new_tokens
+        mixed_policies = max((name.count(",") + 1 for todo in draft.work for name in todo.samples()), default=1)
+        found["sampling: weights"] = size.weights * mixed_policies
+        found[f"sampling: keys and values of {batch} sequences"] = int(batch * each * size.cached * mixed_policies)
+    return found
+
+
+def warnings(recipe: Recipe, size: Size, parts: Sequence[Sequence[Any]]) -> list[str]:
+    """What should be looked at before a long run."""
+    found: list[str] = []
+    warn = found.append
+    training = recipe.training
+    rate = float(training.get("learning_rate", 1e-6))
+    if size.width == 2 and rate < SLOW and recipe.model.adapter is None:
+        warn(
+            f"model.dtype = {recipe.model.dtype} at learning_rate = {rate:g}: most updates round to nothing in 16 bits;"
+            " use model.dtype=float32 with training.bf16=true"
+        )
+    longest = training.get("max_length", 1024)
+    if recipe.sampling is not None and longest is not None and recipe.sampling.max_new_tokens > longest:
+        warn(
+            f"sampling.max_new_tokens = {recipe.sampling.max_new_tokens} is above training.max_length = {longest}:"
+            " responses that do not fit are not learned from"
+        )
+    package = _ENGINES_PACKAGES.get(type(recipe.sampling).__name__)
+    if package is not None and importlib.util.find_spec(package) is None:
+        warn(f"the package {package} is not installed here; sampling needs it")
+    if training.get("bf16") and not _has_bf16(training):
+        warn("training.bf16 is not supported by this machine: train on another, or set training.use_cpu=true")
+    each = (
+        training.get("per_device_train_batch_size", 8)
+        * training.get("gradient_accumulation_steps", 1)
+        * footprint.processes()
+    )
+    fewest = min(map(len, parts))
+    if each > fewest:
+        warn(f"an update takes {each} prompts and an iteration has {fewest}: each epoch is a single update")
+    return found
+
+
+def _has_bf16(training: Mapping[str, Any]) -> bool:
+    from transformers.utils import is_torch_bf16_gpu_available
+
+    return bool(training.get("use_cpu")) or bool(is_torch_bf16_gpu_available())

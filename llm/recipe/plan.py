@@ -1,0 +1,225 @@
+"""The dry run: what a recipe would do, counted on its real files. Nothing is written and no weights are read.
+
+Counts are of prompts, responses, judge questions and optimizer steps; lengths in tokens, sizes in bytes.
+"""
+
+import importlib.util
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from nashpo.llm.prompts import PromptSet, load_pairs, load_prompts, split
+from nashpo.llm.recipe import footprint, objectives, outlook
+from nashpo.llm.recipe.counting import updates, work
+from nashpo.llm.recipe.planned import Draft, Phase, Plan, length, size_text
+from nashpo.llm.recipe.schema import DataSpec, Recipe
+from nashpo.llm.recipe.training import arguments
+
+CHARACTERS = 4
+"""Characters per token where there is no tokenizer to measure with."""
+_LOCAL = (".json", ".jsonl", ".npz", ".safetensors")
+
+
+class CharacterCount:
+    """Stands for an encoder where there is no tokenizer: prompts have the right number of ids, about."""
+
+    def prompt(self, prompt: Any, options: Mapping[str, Any] | None = None) -> list[int]:
+        """Zeros, one for every four characters of the text; token ids as they are."""
+        if isinstance(prompt, list) and all(isinstance(x, int) for x in prompt):
+            return list(prompt)
+        characters = len(prompt) if isinstance(prompt, str) else sum(len(str(m.get("content"))) for m in prompt)
+        return [0] * max(1, math.ceil(characters / CHARACTERS))
+
+
+def plan(recipe: Recipe) -> Plan:
+    """Check a recipe against its files and count what it would do.
+
+    Parameters
+    ----------
+    recipe : Recipe
+
+    Raises
+    ------
+    ValueError
+        Whatever would stop the run: a model without configuration, files that are missing or hold something else, too
+        few prompts, a loss that is wrong for a stage of the rule, a package that is not installed.
+    """
+    _check_judge(recipe)
+    size = footprint.measure(recipe.model)
+    _check_training(recipe)
+    objectives.check(recipe.objective, recipe.rule, recipe.iterations.count)
+    encoder, how = _encoder(recipe)
+    found = _prompts(recipe, encoder)
+    evaluation = _evaluation_prompts(recipe, encoder, found)
+    draft = Draft(
+        recipe,
+        size,
+        split(found.training, recipe.iterations),
+        evaluation,
+        work(recipe.rule, recipe.iterations.count),
+    )
+    if recipe.warmup is not None and recipe.start_from is None:
+        _warm_up(draft, encoder)
+    for t in range(recipe.iterations.count):
+        _iteration(draft, t)
+    draft.warnings.extend(outlook.warnings(recipe, size, draft.parts))
+    totals = _totals(draft.phases)
+    disk = outlook.disk(draft, totals)
+    free = footprint.free_disk(recipe.output_dir)
+    if sum(disk.values()) > free:
+        draft.warnings.append(f"the run needs {size_text(sum(disk.values()))} of disk and {size_text(free)} are free")
+    counted = f"{size.parameters:,} parameters"
+    counted += "" if size.trained == size.parameters else f", {size.trained:,} of them trained"
+    return Plan(
+        f"{recipe.rule!r} on {recipe.model.path or 'a tiny model'} ({counted}), seed {recipe.seed}",
+        str(found.report),
+        how,
+        tuple(draft.phases),
+        totals,
+        disk,
+        outlook.memory(draft),
+        tuple(recipe.notes()),
+        tuple(draft.warnings),
+    )
+
+
+def _check_judge(recipe: Recipe) -> None:
+    """What can be seen without loading a judge: that its files are there, or its module."""
+    judge = recipe.judge
+    path = getattr(judge, "path", None)
+    if path is not None and not Path(path).expanduser().exists():
+        local = path.startswith((".", "/", "~")) or path.count("/") != 1 or Path(path).suffix in _LOCAL
+        if local:
+            raise ValueError(f"judge.path = {path!r}: there is no such file or folder")
+    function = getattr(judge, "function", None)
+    if function is not None:
+        module = function.partition(":")[0]
+        try:
+            found = importlib.util.find_spec(module)
+        except ImportError:
+            found = None
+        if found is None:
+            raise ValueError(f"judge.function = {function!r}: there is no module {module}")
+
+
+def _check_training(recipe: Recipe) -> None:
+    """Make the arguments once, without the precision, which the machine that trains must have."""
+    from nashpo.llm.config import SelfPlayConfig
+
+    own = {name: value for name, value in recipe.training.items() if name not in ("bf16", "fp16", "tf32")}
+    try:
+        SelfPlayConfig(**arguments(own, output_dir=str(recipe.output_dir)))
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"training: {' '.join(str(error).split())}") from None
+
+
+# ------------------------------------------------------------------------------------------------------------ prompts
+
+
+def _encoder(recipe: Recipe) -> tuple[Any, str]:
+    from nashpo.llm.encoding import Encoder
+    from nashpo.llm.loop.loading import load_tokenizer
+
+    model = recipe.model
+    if model.build is not None:
+        from nashpo.llm.tiny import tiny_tokenizer
+
+        return Encoder(tiny_tokenizer(model.build)), "measured with the tiny model's tokenizer"
+    if not footprint.has_tokenizer(model):
+        return CharacterCount(), f"estimated at {CHARACTERS} characters a token: the model's folder has no tokenizer"
+    tokenizer = load_tokenizer(model, str(model.path))
+    found = Encoder(tokenizer, (), model.chat_template_kwargs)
+    return found, "prompts measured with the tokenizer, responses at most max_new_tokens"
+
+
+def _prompts(recipe: Recipe, encoder: Any) -> PromptSet:
+    longest = recipe.training.get("max_prompt_length")
+    if recipe.pairs is not None:
+        return load_pairs(recipe.pairs, encoder, seed=recipe.seed, max_prompt_length=longest)
+    if recipe.prompts is not None:
+        return load_prompts(recipe.prompts, encoder, seed=recipe.seed, max_prompt_length=longest)
+    from nashpo.llm.prompts import Prompt, ReadReport
+
+    assert recipe.model.build is not None  # the requirements see to it
+    own = [Prompt.of(text, encoder.prompt(text)) for text in recipe.model.build.prompt_texts]
+    return PromptSet(own, [], ReadReport(len(own), len(own), 0))
+
+
+def _evaluation_prompts(recipe: Recipe, encoder: Any, found: PromptSet) -> list[Any]:
+    if recipe.evaluation is None:
+        return []
+    if recipe.evaluation.prompts is None:
+        return found.heldout or (found.training if recipe.model.build is not None else [])
+    longest = recipe.training.get("max_prompt_length")
+    own = load_prompts(recipe.evaluation.prompts, encoder, seed=recipe.seed, max_prompt_length=longest)
+    return [*own.training, *own.heldout]
+
+
+# ------------------------------------------------------------------------------------------------------------- phases
+
+
+def _warm_up(draft: Draft, encoder: Any) -> None:
+    warmup = draft.recipe.warmup
+    assert warmup is not None
+    if warmup.data is None:
+        draft.add(0, "warmup", "the tiny model to its target")
+        return
+    rows = _rows(warmup.data)
+    draft.add(0, "warmup", "supervised", prompts=rows, steps=updates(rows, warmup.training, footprint.processes()))
+
+
+def _rows(spec: DataSpec) -> int:
+    from nashpo.llm.rows import read_rows
+
+    rows = len(read_rows(spec))
+    return rows if spec.limit is None else min(rows, spec.limit)
+
+
+def _iteration(draft: Draft, t: int) -> None:
+    recipe, prompts, todo = draft.recipe, draft.parts[t], draft.work[t]
+    tokens = sum(length(item) for item in prompts)
+    K, longest = (recipe.sampling.K, recipe.sampling.max_new_tokens) if recipe.sampling is not None else (0, 0)
+    for name in sorted(todo.samples()):
+        count = len(prompts) * K
+        counts = {"prompts": len(prompts), "responses": count}
+        draft.add(t + 1, "sample", name, **counts, prompt_tokens=tokens, response_tokens=count * longest)
+    if compared := len(prompts) * todo.comparisons(K):
+        draft.add(t + 1, "judge", ", ".join(sorted(todo.samples())), prompts=len(prompts), questions=2 * compared)
+    for fit in todo.fits:
+        steps = updates(len(prompts), recipe.training, footprint.processes())
+        draft.add(t + 1, "train", fit.writes, prompts=len(prompts), steps=steps)
+    evaluation = recipe.evaluation
+    if evaluation is not None and (t + 1) % evaluation.every == 0:
+        _evaluate(draft, t)
+
+
+def _evaluate(draft: Draft, t: int) -> None:
+    recipe, prompts = draft.recipe, draft.held_out
+    evaluation = recipe.evaluation
+    assert evaluation is not None
+    K, longest = evaluation.K, recipe.sampling.max_new_tokens if recipe.sampling is not None else 0
+    first = t + 1 == evaluation.every
+    # Opponents that an earlier evaluation has not sampled; the reference is the first iterate's predecessor.
+    new = {"reference"} & set(evaluation.against) if first else set()
+    begun = t == 0 and (not new or recipe.reference is not None)
+    if "previous" in evaluation.against and (evaluation.every > 1 or begun):
+        new |= {"previous"}
+    sampled = len(prompts) * K * (1 + len(new))
+    same = t == 0 and recipe.reference is None
+    opponents = 1 if same and evaluation.against else len(evaluation.against)
+    draft.add(
+        t + 1,
+        "evaluate",
+        f"current@{t + 1}",
+        prompts=len(prompts),
+        responses=sampled,
+        questions=2 * len(prompts) * K * K * opponents,
+        prompt_tokens=sum(length(item) for item in prompts),
+        response_tokens=sampled * longest,
+    )
+
+
+def _totals(phases: Sequence[Phase]) -> dict[str, int]:
+    names = ("responses", "questions", "steps", "prompt_tokens", "response_tokens")
+    return {name: sum(phase.counts.get(name, 0) for phase in phases) for name in names}

@@ -1,0 +1,123 @@
+"""What a rule needs of its recipe (pairs, responses of its own, a judge), told from its form and not from its name."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from nashpo.core.rules import Rule
+from nashpo.core.rules.form import Form
+
+if TYPE_CHECKING:
+    from nashpo.llm.recipe.schema import Recipe
+
+BEHAVIOR = "behavior"
+JUDGED = ("win", "reward")
+"""Payoffs that a judge answers where responses are sampled."""
+
+
+@dataclass(frozen=True)
+class Needs:
+    """What the stages of a form read.
+
+    Attributes
+    ----------
+    pairs : bool
+        Labelled pairs: for payoffs about the policy behind the data, and for critics.
+    samples : bool
+        Responses that the run samples itself.
+    judge : bool
+        Win rates or rewards of such responses.
+    """
+
+    pairs: bool
+    samples: bool
+    judge: bool
+
+    @classmethod
+    def of(cls, form: Form) -> "Needs":
+        """Read from the stages that are trained."""
+        origins: Mapping[str, str | None] = dict(form.slots)
+        pairs = samples = judge = False
+        for stage in form.stages:
+            for payoff, _ in stage.payoffs:
+                offline = origins.get(payoff.policy) == BEHAVIOR and origins.get(stage.on or "") == BEHAVIOR
+                pairs |= offline or payoff.kind == "critic"
+                samples |= not offline
+                judge |= not offline and payoff.kind in JUDGED
+        return cls(pairs, samples, judge)
+
+
+def check(recipe: "Recipe") -> None:
+    """Hold the parts of a recipe against each other.
+
+    A tiny model that is built brings prompts and a judge of its own, which may then be left out.
+
+    Raises
+    ------
+    ValueError
+        One line that names the keys.
+    """
+    rule = recipe.rule
+    name = recipe.rule_spec["name"]
+    _check_iterations(recipe, rule, name)
+    needs = Needs.of(rule.form())
+    _require(recipe, name, needs)
+    if needs.judge and recipe.sampling is not None and recipe.sampling.K < 2:
+        raise ValueError(
+            f"sampling.K = {recipe.sampling.K}: {name} compares responses to one prompt, so that at least 2 are needed"
+        )
+    _check_evaluation(recipe)
+    if recipe.keep_last is not None and recipe.keep_last < 1:
+        raise ValueError(f"keep_last = {recipe.keep_last} must be at least 1; null keeps every iterate")
+    if not 0 <= recipe.max_abstained <= 1:
+        raise ValueError(f"max_abstained = {recipe.max_abstained} must be a share in [0, 1]")
+
+
+def _check_iterations(recipe: "Recipe", rule: Rule, name: str) -> None:
+    count, form = recipe.iterations.count, rule.form()
+    if form.horizon is not None and count > form.horizon:
+        raise ValueError(
+            f"iterations.count = {count}, but {name} is printed for {form.horizon}: set iterations.count={form.horizon}"
+            f" or take the rule's iterative form (iterative-{name})"
+        )
+    for t in range(count):
+        for stage in form.stages:
+            stage.base_at(t)  # a schedule may leave its range on the way
+
+
+def _require(recipe: "Recipe", name: str, needs: Needs) -> None:
+    pairs = "prompt, chosen and rejected"
+    wanted = {
+        "pairs": (needs.pairs, f"learns from labelled pairs ({pairs})"),
+        "prompts": (needs.samples and not needs.pairs, "compares responses that it samples to prompts"),
+        "sampling": (needs.samples, "samples responses"),
+        "judge": (needs.judge, "asks who wins"),
+    }
+    brought = ("prompts", "judge") if recipe.model.build is not None else ()
+    for key, (needed, why) in wanted.items():
+        if needed and getattr(recipe, key) is None and key not in brought:
+            raise ValueError(f"{key} is missing: {name} {why}")
+    if recipe.pairs is not None and not needs.pairs:
+        raise ValueError(f"pairs is given, but {name} samples its own responses: give prompts instead")
+    if recipe.prompts is not None and needs.pairs:
+        raise ValueError(f"prompts is given, but {name} takes its prompts from pairs: leave prompts out")
+
+
+def _check_evaluation(recipe: "Recipe") -> None:
+    evaluation = recipe.evaluation
+    if evaluation is None or not evaluation.against:
+        return
+    tiny = recipe.model.build is not None
+    for key in ("sampling",) if tiny else ("sampling", "judge"):
+        if getattr(recipe, key) is None:
+            raise ValueError(
+                f"{key} is missing: evaluation.against = {list(evaluation.against)} compares responses on held-out"
+                " prompts; set evaluation.against=[] to leave win rates out"
+            )
+    data = recipe.data
+    if evaluation.prompts is None and not (tiny if data is None else data.heldout):
+        where = "pairs" if recipe.prompts is None else "prompts"
+        raise ValueError(
+            f"evaluation has no prompts: hold some of the {where} out by {where}.heldout=100, or give"
+            " evaluation.prompts"
+        )
