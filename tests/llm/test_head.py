@@ -36,6 +36,14 @@ def full(hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, s
 SHAPES = [Shape(), Shape(0.25), Shape(1.0, 2.0), Shape(3.0, 5.0)]
 
 
+@pytest.fixture(params=[1, 16, 1000])
+def columns(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
+    """Tiles of one entry of the vocabulary, of some with a smaller last one, and of all."""
+    monkeypatch.setattr(head_module, "COLUMNS", {"cpu": request.param})
+    return int(request.param)
+
+
+@pytest.mark.usefixtures("columns")
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("biased", [True, False])
 @pytest.mark.parametrize("chunk", [1, 7, 23, 1000])
@@ -51,6 +59,7 @@ def test_equals_the_full_logits(shape: Shape, biased: bool, chunk: int) -> None:
         assert_same(slope, exact, 5e-6)
 
 
+@pytest.mark.usefixtures("columns")
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("trained", ["hidden", "weight", "bias", "hidden weight", "weight bias", "hidden bias"])
 def test_any_part_may_be_frozen(shape: Shape, trained: str) -> None:
@@ -95,11 +104,30 @@ def test_a_frozen_head_costs_two_products_and_no_head_gradient(monkeypatch: pyte
         assert products(monkeypatch, lambda: token_logprobs(hidden, weight, None, targets, chunk=100)) == 1
 
 
-def test_extreme_logits_stay_finite() -> None:
+@pytest.mark.usefixtures("columns")
+@pytest.mark.parametrize("frozen", [True, False])
+def test_extreme_logits_stay_finite(frozen: bool) -> None:
     hidden, weight, _, targets, upstream = tensors(size=3e3)
+    weight.requires_grad_(not frozen)
     found = token_logprobs(hidden, weight, None, targets, chunk=4)
     assert_same(found, full(hidden, weight, None, targets, Shape()).float(), 2e-6)
-    assert all(bool(g.isfinite().all()) for g in torch.autograd.grad(found, [hidden, weight], upstream))
+    inputs = [hidden] if frozen else [hidden, weight]
+    assert all(bool(g.isfinite().all()) for g in torch.autograd.grad(found, inputs, upstream))
+
+
+@pytest.mark.usefixtures("columns")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_likely_tokens_keep_small_gradients(dtype: torch.dtype) -> None:
+    """With a frozen head, 1 − p (here 1e-4) is the mass of the others and no difference of numbers near 1."""
+    width = 12
+    weight, bias = torch.linspace(-1, 1, width * 4).view(width, 4).to(dtype), torch.zeros(width, dtype=dtype)
+    weight[5], bias[5] = torch.tensor([0.5, -0.25, 0.125, 1.0]), 11.0
+    hidden, targets = torch.full((3, 4), 0.5, dtype=dtype, requires_grad=True), torch.tensor([5, 5, 5])
+    (found,) = torch.autograd.grad(token_logprobs(hidden, weight, bias, targets).sum(), hidden)
+    (expected,) = torch.autograd.grad(full(hidden, weight, bias, targets, Shape()).sum(), hidden)
+    assert 0 < expected.abs().max() < 1e-3
+    # In bf16 the logit of 12 is off by up to 2⁻⁹ of it, and 1 − p by as much again.
+    assert_same(found.float(), expected.float(), {torch.float32: 5e-6, torch.bfloat16: 0.05}[dtype])
 
 
 def test_no_tokens() -> None:
@@ -183,18 +211,19 @@ def test_chunks_must_hold_a_token() -> None:
 
 
 def test_one_buffer_serves_all_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """In fp32 without a cap one buffer is made per pass, whatever the number of chunks."""
+    """In fp32 without a cap one buffer is made per pass, whatever the number of tiles."""
     hidden, weight, _, targets, upstream = tensors()
-    made: list[int] = []
-    buffers = head_module._Chunks.__init__
+    made: list[tuple[int, ...]] = []
+    buffers = head_module._Tiles.__init__
+    monkeypatch.setattr(head_module, "COLUMNS", {"cpu": 16})
 
     def counted(self: Any, *arguments: Any, **named: Any) -> None:
         buffers(self, *arguments, **named)
-        made.extend({id(x): x.shape[0] for x in (self.buffer, self.low, self.copy) if x is not None}.values())
+        made.extend({id(x): tuple(x.shape) for x in (self.buffer, self.low, self.copy) if x is not None}.values())
 
-    monkeypatch.setattr(head_module._Chunks, "__init__", counted)
+    monkeypatch.setattr(head_module._Tiles, "__init__", counted)
     token_logprobs(hidden, weight, None, targets, chunk=4).backward(upstream)
-    assert made == [4, 4], "one in forward, one in backward"
+    assert made == [(4, 16), (4, 16)], "one in forward, one in backward"
 
 
 def config(**entries: Any) -> Any:

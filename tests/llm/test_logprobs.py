@@ -138,7 +138,7 @@ def test_a_frozen_head_has_no_gradient_and_no_backward_logits(monkeypatch: pytes
     model.lm_head.requires_grad_(False)
     expected = gradients(model, naive(model, *batch))
     found = sequence_logprobs(model, *batch, chunk=7)
-    monkeypatch.setattr(head_module, "_Chunks", None)  # any further work on logits would fail
+    monkeypatch.setattr(head_module, "_Tiles", None)  # any further work on logits would fail
     monkeypatch.setattr(head_module, "_add_product_", None)
     assert not any(name.startswith("lm_head") for name in expected)
     assert_same_gradients(gradients(model, found), expected)
@@ -277,11 +277,11 @@ def test_activation_checkpointing(reentrant: bool) -> None:
 
 
 def lora(model: Any, **options: Any) -> Any:
-    from peft import LoraConfig, get_peft_model
+    peft = pytest.importorskip("peft")
 
     torch.manual_seed(1)
     settings = {"r": 4, "target_modules": ["q_proj", "v_proj"], "init_lora_weights": False, "task_type": "CAUSAL_LM"}
-    return get_peft_model(model, LoraConfig(**(settings | options)))
+    return peft.get_peft_model(model, peft.LoraConfig(**(settings | options)))
 
 
 @pytest.mark.parametrize("family", ["llama", "gemma2", "cohere"])
@@ -309,11 +309,11 @@ def test_a_head_that_is_trained_beside_adapters() -> None:
 
 
 def test_adapters_on_the_head_and_virtual_tokens_are_refused() -> None:
-    from peft import PromptTuningConfig, get_peft_model
+    peft = pytest.importorskip("peft")
 
     with pytest.raises(ValueError, match="leave lm_head out"):
         sequence_logprobs(lora(build("llama"), target_modules=["q_proj", "lm_head"]), *padded_batch())
-    prompted = get_peft_model(build("llama"), PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3))
+    prompted = peft.get_peft_model(build("llama"), peft.PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3))
     with pytest.raises(ValueError, match="27.* positions to its output head .* virtual tokens"):
         sequence_logprobs(prompted, *padded_batch())
 

@@ -93,15 +93,15 @@ def test_bf16() -> None:
 
 
 def test_adapters() -> None:
-    from peft import LoraConfig, PrefixTuningConfig, get_peft_model
+    peft = pytest.importorskip("peft")
 
     batch = padded_batch()
-    config = LoraConfig(target_modules=["q_proj", "v_proj"], init_lora_weights=False, task_type="CAUSAL_LM")
-    model = get_peft_model(build("llama"), config)
+    config = peft.LoraConfig(target_modules=["q_proj", "v_proj"], init_lora_weights=False, task_type="CAUSAL_LM")
+    model = peft.get_peft_model(build("llama"), config)
     found, expected = packed_logprobs(model, Packed.from_padded(*batch)), naive(model, *batch)
     assert_same(found, expected)
     assert_same_gradients(gradients(model, found), gradients(model, expected))
-    prefixed = get_peft_model(build("llama"), PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3))
+    prefixed = peft.get_peft_model(build("llama"), peft.PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3))
     with pytest.raises(ValueError, match="cannot be packed|packed row"):
         packed_logprobs(prefixed, Packed.from_padded(*batch))
 

@@ -1,0 +1,1 @@
+"""The commands ``nashpo train`` and ``nashpo arena``."""

@@ -1,0 +1,113 @@
+"""The judging phase: win matrices of an iteration's responses, and the payoffs that they are.
+
+Shapes: B prompts, K responses of one policy and K' of another (or the same K); win matrices (B, K, K'), NaN where the
+judge abstained.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from nashpo.llm.judges.cache import Cache
+from nashpo.llm.judges.judge import Judge
+from nashpo.llm.judges.matrix import Judged, judge_responses
+from nashpo.llm.loop.phase import Phase, key_of, read_lines, write_lines
+from nashpo.llm.loop.sampling import Progress, Samples
+from nashpo.llm.prompts import Prompt
+from nashpo.llm.responses import Answer, Responses, Scored
+
+SHARD = 32
+"""Prompts per file. Within a shard the judge's cache remembers what was asked."""
+
+
+def judge(
+    folder: Path,
+    by: Judge,
+    prompts: Sequence[Prompt],
+    samples: Samples,
+    others: Samples | None,
+    cache: Cache | None,
+    progress: Progress,
+) -> list[Judged]:
+    """Who beats whom, read back where it was asked before.
+
+    Parameters
+    ----------
+    others : B tuples of K' Completion, optional
+        Compare with these; by default the samples among themselves.
+    """
+    texts, other_texts = _texts(samples), None if others is None else _texts(others)
+    about = by.describe()
+    key = key_of("judgements", about, [p.key for p in prompts], texts, other_texts)
+    phase = Phase(folder, "judgements", key)
+    if not phase.committed:
+        phase.begin(judge=about)
+        progress("judgements", 0, len(prompts))
+        for number, start in enumerate(range(0, len(prompts), SHARD)):
+            path = folder / f"{number:05d}.jsonl"
+            some = slice(start, start + SHARD)
+            if not path.exists():
+                judged = judge_responses(
+                    by,
+                    [p.text for p in prompts[some]],
+                    texts[some],
+                    None if other_texts is None else other_texts[some],
+                    cache=cache,
+                )
+                lines = zip(prompts[some], judged, strict=True)
+                write_lines(path, ({"prompt_key": prompt.key, **one.to_json()} for prompt, one in lines))
+            progress("judgements", min(start + SHARD, len(prompts)), len(prompts))
+        found = _read(folder, len(prompts))
+        phase.commit(judge=about, counts=_counts(found))
+    return _read(folder, len(prompts))
+
+
+def _texts(samples: Samples) -> list[list[str]]:
+    return [[completion.text for completion in row] for row in samples]
+
+
+def _read(folder: Path, count: int) -> list[Judged]:
+    files = [folder / f"{number:05d}.jsonl" for number in range(-(-count // SHARD))]
+    return [Judged.from_json(line) for path in files for line in read_lines(path)]
+
+
+def _counts(judged: Sequence[Judged]) -> dict[str, Any]:
+    asymmetries = [one.asymmetry for one in judged if one.asymmetry is not None]
+    abstained = sum(p is None for one in judged for line in one.wins for p in line)
+    return {
+        "prompts": len(judged),
+        "abstained": abstained,
+        "asymmetry": sum(asymmetries) / len(asymmetries) if asymmetries else None,
+    }
+
+
+def win_matrices(judged: Sequence[Judged]) -> Tensor:
+    """(B, K, K') float64, NaN where the judge abstained."""
+    return torch.tensor(
+        [[[float("nan") if p is None else p for p in line] for line in one.wins] for one in judged],
+        dtype=torch.float64,
+    )
+
+
+def responses_of(prompts: Sequence[Prompt], samples: Samples) -> Responses:
+    """Samples as sequences that can be scored, named by their prompts."""
+    rows = [[_scored(p, c.ids, c.mask) for c in row] for p, row in zip(prompts, samples, strict=True)]
+    return Responses.drawn(rows, [p.key for p in prompts])
+
+
+def _scored(prompt: Prompt, ids: Sequence[int], mask: Sequence[int] | None) -> Scored:
+    if mask is None:
+        return Scored.completion(prompt.ids, ids)
+    return Scored((*prompt.ids, *ids), (0,) * len(prompt.ids) + tuple(mask))
+
+
+def answer(responses: Responses, wins: Tensor, own: bool) -> Answer:
+    """Mean win rates, centred: P̂(y ≻ π) − ½; NaN where a comparison is missing.
+
+    Among K responses of one policy the comparison with oneself, ½, is counted, as in SPPO: the step is then
+    η (K − 1)/K in expectation.
+    """
+    return Answer(responses, wins.mean(-1) - 0.5, wins if own else None)

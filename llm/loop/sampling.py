@@ -1,0 +1,97 @@
+"""The sampling phase: K responses of one policy to an iteration's prompts, in shards of prompts.
+
+A shard is one file, sampled and written as a whole; an engine's answer is a function of policy, shard and seed, so that
+a run that was killed in the middle of a shard makes the same file again.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from nashpo.llm.engines.engine import Completion, Engine
+from nashpo.llm.loop.phase import Phase, key_of, read_lines, write_lines
+from nashpo.llm.loop.policies import Source
+from nashpo.llm.prompts import Prompt
+from nashpo.llm.sampling import derived_seed
+
+Samples = list[tuple[Completion, ...]]
+Progress = Callable[[str, int, int], None]
+"""Of (what is done, how many are done, of how many)."""
+
+
+def sample(
+    folder: Path, engine: Engine, policy: Source, prompts: Sequence[Prompt], shard: int, seed: int, progress: Progress
+) -> tuple[Samples, dict[str, Any]]:
+    """Responses to every prompt, read back where they were drawn before.
+
+    Parameters
+    ----------
+    folder : path
+    engine : Engine
+    policy : Source
+    prompts : sequence of B Prompt
+    shard : int
+        Prompts per file.
+    seed : int
+        Of the run.
+
+    Returns
+    -------
+    B tuples of K Completion, and the phase's counts
+    """
+    about = engine.describe()
+    key = key_of("samples", seed, policy.factors, [p.key for p in prompts], shard, about)
+    phase = Phase(folder, "samples", key)
+    if not phase.committed:
+        phase.begin(policy=list(policy.factors), engine=about, seed=seed)
+        progress("samples", 0, len(prompts))
+        for number, start in enumerate(range(0, len(prompts), shard)):
+            path = folder / _name(number)
+            some = prompts[start : start + shard]
+            if not path.exists():
+                drawn = engine.sample(policy, some, derived_seed(seed, f"{key}/{number}"))
+                _check(drawn, some)
+                write_lines(path, (_line(p, row) for p, row in zip(some, drawn, strict=True)))
+            progress("samples", start + len(some), len(prompts))
+        found = _read(folder, len(prompts), shard)
+        counts = {**_counts(found), **getattr(engine, "counts", {})}
+        phase.commit(policy=list(policy.factors), engine=about, seed=seed, counts=counts)
+    return _read(folder, len(prompts), shard), phase.manifest["counts"]
+
+
+def _name(number: int) -> str:
+    return f"{number:05d}.jsonl"
+
+
+def _line(prompt: Prompt, row: Sequence[Completion]) -> dict[str, Any]:
+    return {
+        "prompt_key": prompt.key,
+        "prompt": prompt.text,
+        "prompt_ids": list(prompt.ids),
+        "completions": [completion.to_json() for completion in row],
+    }
+
+
+def _check(drawn: Samples, prompts: Sequence[Prompt]) -> None:
+    if len(drawn) != len(prompts) or any(not c.ids for row in drawn for c in row):
+        raise ValueError(
+            f"the engine gave {len(drawn)} lists of responses to {len(prompts)} prompts, or an empty response: each"
+            " response needs at least one token"
+        )
+
+
+def _read(folder: Path, count: int, shard: int) -> Samples:
+    files = [folder / _name(number) for number in range(-(-count // shard))]
+    return [tuple(Completion.from_json(c) for c in line["completions"]) for path in files for line in read_lines(path)]
+
+
+def _counts(samples: Samples) -> dict[str, int]:
+    counts: Counter[str] = Counter()
+    for row in samples:
+        counts["prompts"] += 1
+        counts["responses"] += len(row)
+        counts["tokens"] += sum(len(c.ids) for c in row)
+        counts["finished"] += sum(c.finished for c in row)
+        counts["retokenized"] += sum(c.retokenized for c in row)
+    return dict(counts)

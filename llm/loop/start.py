@@ -1,0 +1,62 @@
+"""Where self-play starts: a model that is named, one that is built, or either after a supervised warm-up.
+
+``RUN/start`` holds the start's weights where the run made them, and otherwise only a manifest that names the model.
+"""
+
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from nashpo.llm.loop.checkpoints import checkpoints
+from nashpo.llm.loop.phase import Phase, key_of
+from nashpo.llm.loop.training import Fitting
+from nashpo.llm.recipe.schema import Recipe
+
+TINY = "tiny"
+"""What a built model brings: its weights, prompts and game."""
+
+
+def base(run: Path, recipe: Recipe) -> str:
+    """The folder or name of the model before any training."""
+    if recipe.start_from is not None:
+        return recipe.start_from
+    if recipe.model.path is not None:
+        return recipe.model.path
+    from nashpo.llm.tiny import build_tiny
+    from nashpo.llm.tiny_game import write_tables
+
+    tiny: Any = recipe.model.build
+    phase = Phase(run / TINY, "tiny", key_of("tiny", recipe.to_dict()["model"]["build"]))
+    if not phase.committed:
+        phase.begin()
+        build_tiny(tiny, phase.folder)
+        write_tables(tiny, phase.folder)
+        phase.commit()
+    return str(phase.folder)
+
+
+def start(run: Path, recipe: Recipe, origin: str, model: Any, fitting: Fitting, encoder: Any, progress: Any) -> str:
+    """The folder or name of the policy that self-play starts from, warmed up first where the recipe says so."""
+    about: Mapping[str, Any] = recipe.to_dict()
+    warmup = recipe.warmup if recipe.start_from is None else None
+    key = key_of("start", _named(run, origin), about["model"], None if warmup is None else about["warmup"], recipe.seed)
+    phase = Phase(run / "start", "start", key)
+    if warmup is None:
+        if not phase.committed:
+            phase.begin()
+            phase.commit([], model=_named(run, origin))
+        return origin
+    if not phase.committed:
+        phase.begin()
+        _warm_up(run / "warmup", phase.folder, recipe, model, fitting, encoder, key)
+        phase.commit(model=_named(run, origin))
+        for old in checkpoints(run / "warmup"):
+            shutil.rmtree(old)
+    return str(phase.folder)
+
+
+def _named(run: Path, origin: str) -> str:
+    """A folder within the run by its place there, so that a run may be moved."""
+    path = Path(origin)
+    return str(path.relative_to(run)) if path.is_relative_to(run) else origin
