@@ -5,7 +5,7 @@ column in [0, 1], None or NaN where nothing was judged; ``nash`` and ``exploitab
 """
 
 import base64
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,20 @@ from nashpo.figures.training_style import plain
 from nashpo.llm.described import value_words
 
 NEEDS = ("policies", "wins", "low", "high", "nash", "exploitability")
+DETAILS = (
+    "format",
+    "judged",
+    "nash_interval",
+    "exploitability_interval",
+    "exploited_by",
+    "length_controlled_low",
+    "length_controlled_high",
+    "tokens",
+    "finished",
+    "weights",
+    "lm_eval",
+)
+"""Parts of the results that are told beside others, or are for machines."""
 LINKS = (("wins", "win rates"), ("nash", "Nash weights"), ("controlled", "length-controlled"), ("about", "about"))
 DPI = 150
 MOST_LETTERS = 22
@@ -38,8 +52,8 @@ WINS = (
 NASH = (
     "Left: the weights of the Nash equilibrium of the game whose players choose one of these policies: a mixture that"
     " no policy here beats. A policy with weight 0 is not needed in it. Right: how exploitable each policy is on its"
-    " own, 0 where none of the others beats it. Both look only at the policies of this arena: an opponent that is not"
-    " here may exploit any of them."
+    " own, its duality gap 2 (w − ½) where w is the largest win rate against it, 0 where none of the others beats it."
+    " Both look only at the policies of this arena: an opponent that is not here may exploit any of them."
 )
 
 Array = NDArray[np.float64]
@@ -52,7 +66,8 @@ def write_arena_report(results: Json, path: Path) -> Path:
     Parameters
     ----------
     results : mapping
-        Holds `NEEDS`, and ``length_controlled`` (M, M) or None. Other entries are shown as they are.
+        Holds `NEEDS`, and ``length_controlled`` (M, M) or None; of `DETAILS` what is there is shown beside them. Other
+        entries are shown as they are.
     path : path
         Of the file; its folder must exist.
 
@@ -78,6 +93,7 @@ def write_arena_report(results: Json, path: Path) -> Path:
         page.section("wins", "Who beats whom", wins + _table(names, results, "wins")),
         page.section("nash", "Nash weights and exploitability", nash + _weights(names, results)),
         page.section("controlled", "Length-controlled", _controlled(names, results)),
+        *([page.section("tasks", "Tasks of lm-eval", _scores(results["lm_eval"]))] if results.get("lm_eval") else []),
         page.section("about", "About this arena", _about(results)),
     ]
     path = Path(path)
@@ -248,9 +264,36 @@ def _table(names: list[str], results: Json, key: str) -> str:
 
 
 def _weights(names: list[str], results: Json) -> str:
-    nash, exploitability = _vector(results, "nash"), _vector(results, "exploitability")
-    rows = [[escape(name), f"{w:.4f}", f"{e:.4f}"] for name, w, e in zip(names, nash, exploitability)]
-    return page.table(("policy", "Nash weight", "exploitability"), rows, "numbers")
+    """A row per policy: Nash weight, exploitability, and what else the results have of it."""
+    columns = [("policy", [escape(name) for name in names])]
+    for key, title in (("nash", "Nash weight"), ("exploitability", "exploitability")):
+        columns.append((title, [f"{value:.4f}" for value in _vector(results, key)]))
+        if results.get(f"{key}_interval"):
+            columns.append(("95 %", [_bounds(pair) for pair in results[f"{key}_interval"]]))
+    if results.get("exploited_by"):
+        columns.append(("exploited by", [escape(str(name or "nobody here")) for name in results["exploited_by"]]))
+    if results.get("tokens"):
+        columns.append(("tokens", [f"{found['mean']:.1f}" if found else "–" for found in results["tokens"]]))
+    if results.get("finished"):
+        columns.append(("finished", [f"{share:.0%}" for share in results["finished"]]))
+    rows = [list(row) for row in zip(*(cells for _, cells in columns), strict=True)]
+    return page.table([title for title, _ in columns], rows, "numbers")
+
+
+def _scores(scores: Json) -> str:
+    """Metrics of lm-eval, a row per policy and metric."""
+    rows = [
+        [escape(str(name)), escape(str(task)), escape(str(metric)), f"{value:.4f}"]
+        for name, tasks in scores.items()
+        for task, metrics in tasks.items()
+        for metric, value in metrics.items()
+    ]
+    return page.table(("policy", "task", "metric", "value"), rows, "numbers")
+
+
+def _bounds(pair: Sequence[float | None]) -> str:
+    low, high = pair
+    return "–" if low is None or high is None else f"[{low:.3f}, {high:.3f}]"
 
 
 def _controlled(names: list[str], results: Json) -> str:
@@ -265,6 +308,7 @@ def _controlled(names: list[str], results: Json) -> str:
 
 def _about(results: Json) -> str:
     """Everything else in the results, in a table."""
-    others = {key: value for key, value in results.items() if key not in (*NEEDS, "length_controlled")}
+    others = {key: value for key, value in results.items() if key not in (*NEEDS, *DETAILS, "length_controlled")}
+    others = {key: value for key, value in others.items() if value is not None and value != []}
     rows = [[escape(str(key).replace("_", " ")), escape(value_words(value))] for key, value in others.items()]
-    return page.table(("", ""), rows, "plain") if rows else "<p>Nothing else was recorded.</p>"
+    return page.table(("", ""), rows, "plain lead") if rows else "<p>Nothing else was recorded.</p>"

@@ -1,10 +1,12 @@
 """Attention per sequence in a packed row: no token sees another sequence, and no N × N mask is ever built.
 
-Shapes: query (1, heads, N, d), key and value (1, key heads, N, d), where N tokens of several sequences follow one
-another; ``bounds`` holds 0 = c_0 < c_1 < … = N.
+Shapes: query (1, heads, N, d), key and value (1, key heads, N, d), where N tokens of several pieces follow one another;
+``bounds`` holds 0 = c_0 < c_1 < … = N. A piece is a sequence, or goes on from a prefix (`nashpo.llm.row`), whose keys
+and values it sees before its own.
 
 Each sequence goes through the mask and the attention that the model has anyway, so that its scaling, grouping, sliding
-window, soft cap or sinks are its own. While a packed row is worked on, the model's implementation ``X`` is called
+window, soft cap or sinks are its own. A piece with a prefix goes through them as the rest of a sequence whose beginning
+is cached, so that a window counts positions, not places in the row. While a packed row is worked on, the model's implementation ``X`` is called
 ``nashpo_packed|X``, a name registered with transformers. Its mask is a `PackedMask`, which knows the boundaries and
 reaches every attention layer; a layer that gets another mask attends as ``X`` does.
 """
@@ -15,7 +17,6 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import partial
-from itertools import pairwise
 from typing import Any
 
 import torch
@@ -23,26 +24,36 @@ from torch import Tensor, nn
 from torch.autograd import Variable
 from transformers import AttentionInterface, AttentionMaskInterface
 
+from nashpo.llm.prefix_attention import RowMask, at_once, attend, row_mask
+from nashpo.llm.row import Prefix, Row
+
 PREFIX = "nashpo_packed|"
 KINDS = frozenset({"full_attention", "sliding_attention", "chunked_attention"})
 """Layers whose sequences can be cut apart."""
 PER_HEAD = frozenset({"s_aux"})
 """Tensors that attention takes beside query, key and value, and that know nothing of positions."""
 
-_row: ContextVar[tuple[int, ...] | None] = ContextVar("nashpo_packed_row", default=None)
+_row: ContextVar[Row | None] = ContextVar("nashpo_packed_row", default=None)
 
 
 @dataclass(frozen=True)
 class PackedMask:
-    """Boundaries of the sequences of a row, and the mask of each: None or what the model would build for it alone."""
+    """Boundaries of the pieces of a row, and the mask of each: None or what the model would build for it alone."""
 
     bounds: tuple[int, ...]
     masks: tuple[Any, ...]
+    prefixes: tuple[Prefix | None, ...] = ()
 
 
 @contextmanager
-def packed_row(model: nn.Module, bounds: Sequence[int]) -> Iterator[None]:
+def packed_row(model: nn.Module, bounds: Sequence[int], prefixes: Sequence[Prefix | None] = ()) -> Iterator[None]:
     """A forward on one row of several sequences; the model's own attention is put back afterwards.
+
+    Parameters
+    ----------
+    model : nn.Module
+    bounds, prefixes
+        As in `nashpo.llm.row.Row`.
 
     Raises
     ------
@@ -52,7 +63,7 @@ def packed_row(model: nn.Module, bounds: Sequence[int]) -> Iterator[None]:
     root = _root(model)
     _check(root)
     switched = _switch(root.config.get_text_config())
-    token = _row.set(tuple(bounds))
+    token = _row.set(Row(tuple(bounds), tuple(prefixes)))
     try:
         yield
     finally:
@@ -118,17 +129,21 @@ def _check(root: Any) -> None:
 
 
 def _mask(own: str, **named: Any) -> Any:
-    """The model's own mask; in a packed forward that of each sequence."""
+    """The model's own mask; in a packed forward that of each piece."""
     build = AttentionMaskInterface()[own]
-    bounds = _row.get()
-    if bounds is None:
+    row = _row.get()
+    if row is None:
         return build(**named)
     if named.get("use_vmap") or not named.get("allow_is_causal_skip", True):
         raise ValueError("a mask that is not only causal, sliding or chunked cannot be packed: use padded batches")
-    lengths = [stop - start for start, stop in pairwise(bounds)]
-    alone = {"attention_mask": None, "q_offset": 0, "kv_offset": 0}
-    masks = {length: build(**(named | alone | {"q_length": length, "kv_length": length})) for length in set(lengths)}
-    return PackedMask(bounds, tuple(masks[length] for length in lengths))
+    if row.prefixes and at_once(own, named["device"], named["config"]):
+        return row_mask(row, named["mask_function"], named["device"])
+    sizes = list(zip(row.lengths(), row.before(), strict=True))
+    masks = {}
+    for length, before in set(sizes):
+        alone = {"q_length": length, "kv_length": before + length, "q_offset": before, "kv_offset": 0}
+        masks[length, before] = build(**(named | alone | {"attention_mask": None}))
+    return PackedMask(row.bounds, tuple(masks[size] for size in sizes), row.prefixes)
 
 
 def _attention(
@@ -137,35 +152,48 @@ def _attention(
     query: Tensor,
     key: Tensor,
     value: Tensor,
-    attention_mask: PackedMask | Tensor | None,
+    attention_mask: PackedMask | RowMask | Tensor | None,
     **named: Any,
 ) -> tuple[Tensor, Any]:
-    """The model's own attention; in a packed row, on each sequence.
+    """The model's own attention; in a packed row, on each piece.
 
     Raises
     ------
     ValueError
         In a packed forward, if the mask or something else that depends on positions does not come per sequence.
     """
-    attend = _own_attention(own, module)
     name = type(module).__name__
-    if not isinstance(attention_mask, PackedMask):
+    if not isinstance(attention_mask, PackedMask | RowMask):
         if _row.get() is not None:
             raise ValueError(f"{name} builds a mask of its own, that cannot be packed: use padded batches")
-        return attend(module, query, key, value, attention_mask, **named)
-    bounds = attention_mask.bounds
+        return _own_attention(own, module)(module, query, key, value, attention_mask, **named)
     positions = named.pop("position_ids", None)
     others = [other for other, x in named.items() if isinstance(x, Tensor) and other not in PER_HEAD]
-    if others or any(x.shape[0] != 1 or x.shape[2] != bounds[-1] for x in (query, key, value)):
+    count = attention_mask.bounds[-1]
+    if others or any(x.shape[0] != 1 or x.shape[2] != count for x in (query, key, value)):
         extra = ", ".join(others) or "a prefix"
         raise ValueError(f"{name} attends by {extra} too, which cannot be packed: use padded batches")
+    if isinstance(attention_mask, RowMask):
+        return attend(module, query, key, value, attention_mask, **named), None
+    own_attention = _own_attention(own, module)
+    row = Row(attention_mask.bounds, attention_mask.prefixes)
+    # One split for all pieces: the backward of a slice would fill a whole row for each.
+    queries, keys, values = (x.split(row.lengths(), dim=2) for x in (query, key, value))
+    heads = {prefix: _begun(prefix, keys, values) for prefix in set(row.prefixes) if prefix is not None}
     pieces = []
-    for (start, stop), mask in zip(pairwise(bounds), attention_mask.masks, strict=True):
+    for i, (start, mask) in enumerate(zip(row.bounds, attention_mask.masks, strict=False)):
+        k, v = keys[i], values[i]
+        if row.prefixes and (prefix := row.prefixes[i]) is not None:
+            k, v = (torch.cat(two, dim=2) for two in zip(heads[prefix], (k, v), strict=True))
         if positions is not None:
-            named["position_ids"] = positions[..., start:stop]
-        q, k, v = (x[:, :, start:stop] for x in (query, key, value))
-        pieces.append(attend(module, q, k, v, mask, **named)[0])
+            named["position_ids"] = positions[..., start : start + queries[i].shape[2]]
+        pieces.append(own_attention(module, queries[i], k, v, mask, **named)[0])
     return torch.cat(pieces, dim=1), None
+
+
+def _begun(prefix: Prefix, keys: Sequence[Tensor], values: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """Keys and values of a prefix."""
+    return keys[prefix.piece][:, :, : prefix.tokens], values[prefix.piece][:, :, : prefix.tokens]
 
 
 def _own_attention(own: str, module: nn.Module) -> Callable[..., tuple[Tensor, Any]]:

@@ -75,6 +75,8 @@ class Team:
     spec : ModelSpec
     encoder : Encoder
     context : EngineContext
+    vocabulary : int
+        Of the model, which may have more rows than its tokenizer has tokens.
     recipe : Recipe, optional
         Of a run.
     origin : str
@@ -86,6 +88,7 @@ class Team:
     spec: ModelSpec
     encoder: Encoder
     context: EngineContext
+    vocabulary: int
     recipe: Recipe | None
     origin: str
     entrants: list[Entrant] = field(default_factory=list)
@@ -99,13 +102,13 @@ class Team:
             If it holds none out.
         """
         assert self.recipe is not None
-        own = tiny_prompts(self.origin, self.recipe)
-        plan = read_work(self.recipe, own, self.encoder, self.context.vocabulary or len(self.context.tokenizer))
+        own = tiny_prompts(Path(self.recipe.output_dir), self.recipe)
+        plan = read_work(self.recipe, own, self.encoder, self.vocabulary)
         if plan.heldout:
             return list(plan.heldout)
         if own is not None:
             return list(plan.iterations[0].prompts)
-        raise ValueError(f"{self.name} holds no prompts out (prompts.heldout is 0): give --prompts FILE")
+        raise ValueError(f"the run {self.name} holds no prompts out (heldout = 0): give --prompts FILE")
 
 
 class _Later:
@@ -154,8 +157,10 @@ def enter(arguments: Sequence[str], model: Mapping[str, Any]) -> list[Team]:
         chosen = runs[run]
         runs[run] = None if chosen is None or number is None else [*chosen, number]
     alone = len(places) == 1
+    short = [run.resolve().name for run in runs]
+    names = {run: name if short.count(name) == 1 else str(run) for run, name in zip(runs, short)}
     teams = [
-        _run_team(place, runs[place], alone) if isinstance(place, Path) else _model_team(place, model)
+        _run_team(place, names[place], runs[place], alone) if isinstance(place, Path) else _model_team(place, model)
         for place in places
     ]
     _each_once(teams)
@@ -168,12 +173,12 @@ def enter(arguments: Sequence[str], model: Mapping[str, Any]) -> list[Team]:
 def _run(argument: str) -> tuple[Path | None, int | None]:
     """The run that an argument names, and its iterate; None where it is no run."""
     if (Path(argument) / RECIPE).is_file():
-        return Path(argument).resolve(), None
+        return Path(argument), None
     one = _ONE_ITERATE.fullmatch(argument)
     if one is not None and not Path(argument).exists():
         if not (Path(one[1]) / RECIPE).is_file():
             raise ValueError(f"{argument}: there is no run at {one[1]} (no {RECIPE} in it)")
-        return Path(one[1]).resolve(), int(one[2])
+        return Path(one[1]), int(one[2])
     return None, None
 
 
@@ -195,7 +200,7 @@ def _each_once(teams: Sequence[Team]) -> None:
 # -------------------------------------------------------------------------------------------------------------- runs
 
 
-def _run_team(run: Path, numbers: list[int] | None, alone: bool) -> Team:
+def _run_team(run: Path, name: str, numbers: list[int] | None, alone: bool) -> Team:
     recipe = load_recipe(str(run / RECIPE), [f"output_dir={json.dumps(str(run))}"])
     there = _iterates(run)
     if not _complete(run / "start") or (numbers is None and not there):
@@ -206,22 +211,22 @@ def _run_team(run: Path, numbers: list[int] | None, alone: bool) -> Team:
     origin = base(run, recipe)
     begin = str(run / "start") if (run / "start" / "config.json").exists() else origin
     tokenizer = load_tokenizer(recipe.model, origin)
-    encoder, context = _reading(recipe.model, origin, tokenizer)
-    team = Team(run.name, recipe.model, encoder, context, recipe, origin)
+    team = Team(name, recipe.model, *_reading(recipe.model, origin, tokenizer), recipe, origin)
     policies: Any = _Later(lambda: policies_of(run, recipe, begin, tokenizer))
     reference = begin if recipe.reference is None else str(recipe.reference.path)
     first = {"start": begin, "reference": reference} if numbers is None else {"start": begin} if 0 in numbers else {}
-    below = [] if recipe.model.adapter is None else [fingerprint_of(begin, recipe.model.revision)]
+    own = {recipe.model.path: recipe.model.revision}
+    below = [] if recipe.model.adapter is None else [fingerprint_of(begin, own.get(begin))]
     labels: dict[str, tuple[str, list[str]]] = {}
-    for name, place in first.items():
-        weights = fingerprint_of(place, recipe.model.revision)
-        labels.setdefault(weights, (name, []))[1].append(name)
+    for at, place in first.items():
+        weights = fingerprint_of(place, own.get(place))
+        labels.setdefault(weights, (at, []))[1].append(at)
     for number in there if numbers is None else sorted(n for n in set(numbers) if n):
         at = f"iterations/{number:03d}/model"
         weights = key_of(*below, fingerprint_of(str(run / at), None))
         labels.setdefault(weights, (at, []))[1].append(f"iteration {number}")
-    for weights, (at, names) in labels.items():
-        label = " = ".join(names) if alone else f"{run.name}: {' = '.join(names)}"
+    for weights, (at, found) in labels.items():
+        label = " = ".join(found) if alone else f"{name}: {' = '.join(found)}"
         team.entrants.append(_entrant(label, at, weights, policies))
     return team
 
@@ -254,8 +259,7 @@ def _model_team(argument: str, settings: Mapping[str, Any]) -> Team:
     spec: ModelSpec = read(ModelSpec, {**settings, "path": argument}, "model")
     folder = _found(argument, spec.revision)
     tokenizer = load_tokenizer(spec, folder)
-    encoder, context = _reading(spec, str(folder), tokenizer)
-    team = Team(place.name, spec, encoder, context, None, str(folder))
+    team = Team(place.name, spec, *_reading(spec, str(folder), tokenizer), None, str(folder))
     policies: Any = WholeFolders(Path(), {"model": folder}, lambda path: load_model(spec, path), tokenizer)
     team.entrants.append(_entrant(argument, "model", fingerprint_of(argument, spec.revision), policies))
     return team
@@ -290,24 +294,20 @@ def _entrant(label: str, at: str, weights: str, policies: Any) -> Entrant:
     return Entrant(name, ((1.0, weights),), policies, label, at)
 
 
-def _reading(spec: ModelSpec, path: str, tokenizer: Any) -> tuple[Encoder, EngineContext]:
-    """Encoder and engine's context of a model whose weights are not read."""
-    options = {"trust_remote_code": spec.trust_remote_code}
-    if path == spec.path and spec.revision is not None:
-        options["revision"] = spec.revision
+def _reading(spec: ModelSpec, path: str, tokenizer: Any) -> tuple[Encoder, EngineContext, int]:
+    """Encoder, engine's context and vocabulary of a model whose weights are not read."""
+    options: dict[str, Any] = {"revision": spec.revision} if path == spec.path and spec.revision is not None else {}
     try:
-        config = AutoConfig.from_pretrained(path, **options)
+        config = AutoConfig.from_pretrained(path, trust_remote_code=spec.trust_remote_code, **options)
     except (OSError, ValueError) as error:
         first = (str(error).strip().splitlines() or [""])[0]
         raise ValueError(f"no model at {path} ({first})") from None
     try:
-        generation = GenerationConfig.from_pretrained(path)
+        generation = GenerationConfig.from_pretrained(path, **options)
     except OSError:
         generation = GenerationConfig.from_model_config(config)
     ends = end_ids(tokenizer, SimpleNamespace(generation_config=generation))
-    size = config.get_text_config().vocab_size
-    words = len(tokenizer)
-    context = EngineContext(
-        tokenizer, ends, tokenizer.pad_token_id, words if size > words else None, device(), lambda count: None
-    )
-    return encoder_of(spec, tokenizer, ends), context
+    size, words = config.get_text_config().vocab_size, len(tokenizer)
+    drawn = words if size > words else None
+    context = EngineContext(tokenizer, ends, tokenizer.pad_token_id, drawn, device(), lambda count: None)
+    return encoder_of(spec, tokenizer, ends), context, size

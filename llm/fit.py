@@ -21,6 +21,7 @@ from nashpo.llm.attention import packed
 from nashpo.llm.logprobs import sequence_logprobs
 from nashpo.llm.objectives import Objective, StageTensors, reduce
 from nashpo.llm.packing import packed_logprobs
+from nashpo.llm.prefix import LEAST, can_share, share_prefixes
 from nashpo.llm.responses import Padded, Responses, Scored, StageData, pack
 
 log = logging.getLogger(__name__)
@@ -53,6 +54,27 @@ class Packing:
 
     def logprobs(self, model: nn.Module, sequences: Sequence[Scored]) -> Tensor:
         return packed_logprobs(model, pack(sequences).to(_device(model)))
+
+
+@dataclass(frozen=True)
+class SharedPrefix(Packing):
+    """Packing in which the responses to one prompt share its tokens; plain packing where the model does not allow it.
+
+    ``least`` is the share of a prompt's tokens that must be saved by it, in [0, 1). The numbers are those of the other
+    layouts up to rounding.
+    """
+
+    least: float = LEAST
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.least < 1:
+            raise ValueError(f"least = {self.least} must be in [0, 1): the share of tokens that sharing must save")
+
+    def logprobs(self, model: nn.Module, sequences: Sequence[Scored]) -> Tensor:
+        if not can_share(model):
+            return super().logprobs(model, sequences)
+        row = share_prefixes([(s.ids, s.mask) for s in sequences], self.least)
+        return packed_logprobs(model, row.to(_device(model)))
 
 
 @dataclass(frozen=True)

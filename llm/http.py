@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import functools
 import json
-import os
 import queue
 import random
 import threading
@@ -23,9 +22,10 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from email.utils import parsedate_to_datetime
-from ipaddress import ip_address
 from typing import Any, NoReturn, TypeVar
-from urllib.parse import urlsplit
+
+from nashpo.llm.http_address import check_address, key_from, loopback
+from nashpo.llm.http_errors import Refused, ServerDown, ServerError, Unanswered, WrongAnswer
 
 S = TypeVar("S")
 T = TypeVar("T")
@@ -36,36 +36,6 @@ LARGEST = 2**26
 _BUSY = (408, 425, 429)
 _SHOWN = 300
 """Letters of a server's own words in a message."""
-
-
-class ServerError(ValueError):
-    """What a request can end with; the line names the address."""
-
-
-class ServerDown(ServerError):
-    """No request was answered for as long as the server is waited for."""
-
-
-class Unanswered(ServerError):
-    """This request was not answered, although the server answers others."""
-
-
-class Refused(ServerError):
-    """The server will not answer this request, however often it is asked.
-
-    Attributes
-    ----------
-    status : int
-        HTTP status.
-    """
-
-    def __init__(self, message: str, status: int) -> None:
-        super().__init__(message)
-        self.status = status
-
-
-class WrongAnswer(ServerError):
-    """An answer that cannot be used; raised by readers of answers too."""
 
 
 class _Down(Exception):
@@ -104,43 +74,6 @@ class Waits:
     def after(self, attempts: int) -> float:
         """Seconds before the next attempt."""
         return min(self.longest, self.first * 2.0 ** min(attempts - 1, 32)) * (1 - self.jitter() / 2)
-
-
-def check_address(name: str, url: Any) -> None:
-    """That an address can be kept with the data.
-
-    Raises
-    ------
-    ValueError
-        If it is no http(s) address, or holds a user, a password or a query, which may be secrets: it is not shown then.
-    """
-    try:
-        parts = urlsplit(url if isinstance(url, str) else "")
-        fits = parts.scheme in ("http", "https") and bool(parts.hostname) and (parts.port or 1) > 0
-    except ValueError:
-        fits = False
-    if not fits:
-        raise ValueError(f"{name} is {url!r}; it must be the server's address, as http://localhost:8000/v1")
-    if parts.username or parts.password or parts.query or parts.fragment:
-        raise ValueError(f"{name} holds a user, a password or a query: put the key into api_key_env's variable")
-
-
-def key_from(variable: str | None) -> str | None:
-    """The key that an environment variable holds; None for no variable.
-
-    Raises
-    ------
-    ValueError
-        If the variable is not set, or holds what no header can.
-    """
-    if variable is None:
-        return None
-    key = os.environ.get(variable, "").strip()
-    if not key:
-        raise ValueError(f"api_key_env names the environment variable {variable}, which is not set")
-    if not (key.isascii() and key.isprintable()):
-        raise ValueError(f"the environment variable {variable} holds letters that no HTTP header can")
-    return key
 
 
 class Client:
@@ -193,7 +126,7 @@ class Client:
             timeout=httpx2.Timeout(timeout, connect=min(timeout, 30.0), pool=None),
             limits=httpx2.Limits(max_connections=None, max_keepalive_connections=concurrency),
             verify=_certificates(),
-            trust_env=not _loopback(url),  # a proxy of the environment does not know this machine's own servers
+            trust_env=not loopback(url),  # a proxy of the environment does not know this machine's own servers
         )
 
     def __repr__(self) -> str:
@@ -351,15 +284,19 @@ class Client:
 
     def _there(self) -> bool:
         """Whether something answers when it is asked for its models, be it with an error of its own."""
-        try:
-            self._fetch("GET", f"{self.url}/models", None, min(self.timeout, 10.0))
-        except _Down as failure:
-            return failure.busy or failure.status == 500  # other 5xx come from what stands in front of a dead server
-        except _Late:
-            return False
-        except ServerError:
-            pass
-        return True
+        for _ in range(2):  # a connection that was kept may be closed by now
+            try:
+                self._fetch("GET", f"{self.url}/models", None, min(self.timeout, 10.0))
+            except _Down as failure:
+                if failure.status is None:
+                    continue
+                return failure.busy or failure.status == 500  # other 5xx come from what stands before a dead server
+            except _Late:
+                return False
+            except ServerError:
+                pass
+            return True
+        return False
 
     def _fetch(self, method: str, where: str, body: Any, timeout: float) -> bytes:
         import httpx2
@@ -425,31 +362,6 @@ class Client:
         return text if len(text) <= _SHOWN else text[: _SHOWN - 1] + "…"
 
 
-def member(answer: Any, *path: str | int, kind: type[T]) -> T:
-    """The part of an answer under a path of keys and places.
-
-    Raises
-    ------
-    WrongAnswer
-        If it is not there, or not of this kind.
-    """
-    found, shown = answer, ""
-    for step in path:
-        shown += f"[{step}]" if isinstance(step, int) else f".{step}" if shown else step
-        try:
-            found = found[step]
-        except (KeyError, IndexError, TypeError):
-            raise WrongAnswer(f"it has no {shown}") from None
-    if not isinstance(found, kind) or (isinstance(found, bool) and kind is not bool):
-        raise WrongAnswer(f"its {shown} is {_shown(found)}, not of type {kind.__name__}")
-    return found
-
-
-def _shown(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else text[:59] + "…"
-
-
 def _times(tried: int) -> str:
     return "once" if tried == 1 else f"{tried} times"
 
@@ -480,11 +392,3 @@ def _certificates() -> Any:
     import httpx2
 
     return httpx2.create_ssl_context()
-
-
-def _loopback(url: str) -> bool:
-    host = urlsplit(url).hostname or ""
-    try:
-        return host == "localhost" or ip_address(host).is_loopback
-    except ValueError:
-        return False

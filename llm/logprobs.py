@@ -59,7 +59,14 @@ def sequence_logprobs(
 
 
 def scored_token_logprobs(
-    model: nn.Module, input_ids: Tensor, rows: Tensor, columns: Tensor, *, chunk: int = CHUNK, **inputs: Any
+    model: nn.Module,
+    input_ids: Tensor,
+    rows: Tensor,
+    columns: Tensor,
+    *,
+    predictors: Tensor | None = None,
+    chunk: int = CHUNK,
+    **inputs: Any,
 ) -> Tensor:
     """log π of single tokens, (M,) float32, from one forward of the model.
 
@@ -68,6 +75,9 @@ def scored_token_logprobs(
     input_ids : (B, T)
     rows, columns : (M,)
         The scored tokens; columns >= 1.
+    predictors : (M,), optional
+        The columns whose hidden states predict them, for rows in which a token may not stand right behind its prefix;
+        by default columns − 1.
     inputs
         What else the model's forward gets (attention_mask, position_ids, …).
 
@@ -79,6 +89,7 @@ def scored_token_logprobs(
     """
     root = root_module(model)
     head = output_head(root)
+    before = columns - 1 if predictors is None else predictors
     shapes = readings(root.config)
     shape = _shapes.get(root, shapes[0])
     result: list[Tensor] = []
@@ -94,7 +105,7 @@ def scored_token_logprobs(
         device = weight.device
         if device.type == "meta":
             raise ValueError(f"the output head of {type(root).__name__} has no weights in memory (they are offloaded)")
-        chosen = hidden[rows.to(hidden.device), columns.to(hidden.device) - 1].to(device)
+        chosen = hidden[rows.to(hidden.device), before.to(hidden.device)].to(device)
         targets = input_ids[rows, columns].to(device)
         result.append(token_logprobs(chosen, weight, bias, targets, shape, chunk))
         probes.append(_probe(len(weight), hidden))
@@ -112,7 +123,7 @@ def scored_token_logprobs(
                 f" {shapes[0]}, for instance): log-probabilities would be wrong"
             )
         _shapes[root] = found
-        return scored_token_logprobs(model, input_ids, rows, columns, chunk=chunk, **inputs)
+        return scored_token_logprobs(model, input_ids, rows, columns, predictors=before, chunk=chunk, **inputs)
     # The model's own output stays in the graph: sharding hooks wait for its gradient.
     return result[0] + _nothing(output.logits).to(result[0])
 

@@ -1,6 +1,7 @@
 """Padding-free batches: several sequences in one row, with positions that start again and attention that does not mix.
 
-Shapes: a packed row is (1, N); ``boundaries`` is (B + 1,), from 0 to N.
+Shapes: a packed row is (1, N); ``boundaries`` is (B + 1,), from 0 to N. Where sequences share their beginning
+(`nashpo.llm.prefix`), a row holds what is left of each, its piece.
 """
 
 from collections.abc import Sequence
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from nashpo.llm.attention import packed_in_backward, packed_row
 from nashpo.llm.head import CHUNK
 from nashpo.llm.logprobs import scored_token_logprobs, sum_by_owner
+from nashpo.llm.row import Prefix, Row
 
 
 @dataclass(frozen=True)
@@ -23,14 +25,17 @@ class Packed:
     ----------
     input_ids, loss_mask : (1, N)
     position_ids : (1, N)
-        Counted from 0 in each sequence.
+        Counted from 0 in each sequence; in a piece with a prefix, from the prefix's length.
     boundaries : (B + 1,) int32
+    prefixes : tuple of B
+        What each piece goes on from, None for a whole sequence; () where all are whole.
     """
 
     input_ids: Tensor
     loss_mask: Tensor
     position_ids: Tensor
     boundaries: Tensor
+    prefixes: tuple[Prefix | None, ...] = ()
 
     @classmethod
     def from_sequences(cls, sequences: Sequence[tuple[Sequence[int], Sequence[int]]]) -> "Packed":
@@ -41,19 +46,22 @@ class Packed:
         ValueError
             No sequences, an empty one, or a mask that scores a first token or has another length.
         """
-        if not sequences:
-            raise ValueError("no sequences to pack")
-        for number, (ids, mask) in enumerate(sequences):
-            if len(ids) == 0 or len(ids) != len(mask):
-                raise ValueError(f"sequence {number} has {len(ids)} tokens and a loss mask of {len(mask)}")
-            if mask[0]:
-                raise ValueError(f"sequence {number} scores its first token, which has no prefix")
-        lengths = [len(ids) for ids, _ in sequences]
+        check_sequences(sequences)
+        return cls.from_pieces(sequences, ())
+
+    @classmethod
+    def from_pieces(
+        cls, pieces: Sequence[tuple[Sequence[int], Sequence[int]]], prefixes: tuple[Prefix | None, ...]
+    ) -> "Packed":
+        """From (token ids, loss mask) of each piece and what it goes on from."""
+        row = Row((0, *accumulate(len(ids) for ids, _ in pieces)), prefixes)
+        places = zip(row.before(), row.lengths(), strict=True)
         return cls(
-            torch.tensor([[token for ids, _ in sequences for token in ids]], dtype=torch.long),
-            torch.tensor([[int(m) for _, mask in sequences for m in mask]], dtype=torch.long),
-            torch.tensor([[position for length in lengths for position in range(length)]], dtype=torch.long),
-            torch.tensor([0, *accumulate(lengths)], dtype=torch.int32),
+            torch.tensor([[token for ids, _ in pieces for token in ids]], dtype=torch.long),
+            torch.tensor([[int(m) for _, mask in pieces for m in mask]], dtype=torch.long),
+            torch.tensor([[p for before, n in places for p in range(before, before + n)]], dtype=torch.long),
+            torch.tensor(row.bounds, dtype=torch.int32),
+            prefixes,
         )
 
     @classmethod
@@ -65,7 +73,19 @@ class Packed:
 
     def to(self, device: torch.device | str) -> "Packed":
         """The same batch on a device."""
-        return Packed(*(x.to(device) for x in (self.input_ids, self.loss_mask, self.position_ids, self.boundaries)))
+        moved = (x.to(device) for x in (self.input_ids, self.loss_mask, self.position_ids, self.boundaries))
+        return Packed(*moved, self.prefixes)
+
+
+def check_sequences(sequences: Sequence[tuple[Sequence[int], Sequence[int]]]) -> None:
+    """Refuse no sequences, an empty one, and a mask that scores a first token or has another length (ValueError)."""
+    if not sequences:
+        raise ValueError("no sequences to pack")
+    for number, (ids, mask) in enumerate(sequences):
+        if len(ids) == 0 or len(ids) != len(mask):
+            raise ValueError(f"sequence {number} has {len(ids)} tokens and a loss mask of {len(mask)}")
+        if mask[0]:
+            raise ValueError(f"sequence {number} scores its first token, which has no prefix")
 
 
 def packed_logprobs(model: nn.Module, batch: Packed, *, chunk: int = CHUNK) -> Tensor:
@@ -80,15 +100,23 @@ def packed_logprobs(model: nn.Module, batch: Packed, *, chunk: int = CHUNK) -> T
     _, columns = batch.loss_mask.nonzero(as_tuple=True)
     if bool((batch.position_ids[0, columns] == 0).any()):
         raise ValueError("loss_mask scores the first token of a sequence, which has no prefix")
-    with packed_row(model, batch.boundaries.tolist()):
+    row = Row(tuple(batch.boundaries.tolist()), batch.prefixes)
+    owners = torch.searchsorted(batch.boundaries, columns.to(batch.boundaries.dtype), right=True) - 1
+    with packed_row(model, row.bounds, row.prefixes):
         tokens = scored_token_logprobs(
             model,
             batch.input_ids,
             torch.zeros_like(columns),
             columns,
+            predictors=_predictors(row, columns, owners),
             chunk=chunk,
             attention_mask=torch.ones_like(batch.input_ids),
             position_ids=batch.position_ids,
         )
-    owners = torch.searchsorted(batch.boundaries, columns.to(batch.boundaries.dtype), right=True) - 1
     return sum_by_owner(packed_in_backward(model, tokens), owners, len(batch.boundaries) - 1)
+
+
+def _predictors(row: Row, columns: Tensor, owners: Tensor) -> Tensor:
+    """The column before each: of a piece's first token, the last one of its prefix."""
+    starts, ends = (torch.tensor(x, device=columns.device)[owners] for x in (row.bounds, row.ends()))
+    return torch.where(columns == starts, ends, columns - 1)

@@ -45,7 +45,7 @@ def main(argv: list[str]) -> int:
         return _list(options.json)
     if options.recipe is None:
         raise ValueError("no recipe: give a YAML file or a packaged name (nashpo train --list shows them)")
-    _quiet_libraries()
+    quiet_libraries()
     from nashpo.llm.recipe.schema import load_recipe
 
     changes += options.changes
@@ -124,7 +124,7 @@ def _show(recipe: Recipe, as_json: bool) -> int:
     return GOOD
 
 
-def _quiet_libraries() -> None:
+def quiet_libraries() -> None:
     """Warnings and bars of libraries would hide the run's own; NASHPO_VERBOSE=1 shows them."""
     if os.environ.get("NASHPO_VERBOSE"):
         return

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 from urllib.parse import urlsplit
 
 from nashpo.llm.engines.engine import Engine, EngineContext, Sampling, number, require, whole
@@ -144,6 +144,10 @@ class RemoteConfig(SamplingConfig):
     """What both kinds of server have in common."""
 
     WEIGHTS = ("by_name", "lora", "command:...")
+    OWN: ClassVar[tuple[str, ...]] = (
+        *("model", "prompt", "messages", "n", "seed", "stream", "max_tokens", "temperature", "top_p", "stop"),
+        *("repetition_penalty", "presence_penalty", "frequency_penalty", "logit_bias", "generation_config"),
+    )
 
     url: str = _setting("", "base address of the server up to /v1, as http://localhost:8000/v1")
     model: str = _setting("{policy}", "model name sent: {policy} is the policy's folder, other text is sent as is")
@@ -161,8 +165,7 @@ class RemoteConfig(SamplingConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        own = ("model", "prompt", "messages", "n", "seed", "stream", "max_tokens", "temperature", "top_p")
-        _mapping(self, "options", own=own)
+        _mapping(self, "options", own=self.OWN)
         parts = urlsplit(self.url) if isinstance(self.url, str) else None
         fits = parts is not None and parts.scheme in ("http", "https") and bool(parts.hostname)
         require("url", self.url, fits, "the server's address, as http://localhost:8000/v1")
@@ -198,6 +201,8 @@ class RemoteConfig(SamplingConfig):
 @dataclass(frozen=True, kw_only=True)
 class ServerConfig(RemoteConfig):
     """An OpenAI-compatible server with token ids in and out (vLLM, SGLang); see `nashpo.llm.engines.server`."""
+
+    OWN = (*RemoteConfig.OWN, "top_k", "min_p", "stop_token_ids", "return_token_ids")
 
     def build(self, context: EngineContext) -> Engine:
         """The engine, its module imported now."""

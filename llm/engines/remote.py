@@ -17,7 +17,8 @@ from urllib.parse import urlsplit
 
 from nashpo.llm.engines.config import RemoteConfig
 from nashpo.llm.engines.engine import PolicySource
-from nashpo.llm.http import Client, Refused, ServerDown, Unanswered, WrongAnswer, member
+from nashpo.llm.http import Client
+from nashpo.llm.http_errors import Refused, ServerDown, Unanswered, WrongAnswer, member
 
 FOLDER, NAME = "NASHPO_POLICY", "NASHPO_POLICY_NAME"
 """Environment variables of the command that brings weights to a server."""

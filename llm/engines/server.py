@@ -19,7 +19,8 @@ from typing import TYPE_CHECKING, Any
 from nashpo.llm.engines.config import ServerConfig
 from nashpo.llm.engines.engine import Completion, EngineContext, PolicySource, check_ends
 from nashpo.llm.engines.remote import client, models, request_seed, version, weights
-from nashpo.llm.http import Client, Refused, ServerError, Unanswered, WrongAnswer, member
+from nashpo.llm.http import Client
+from nashpo.llm.http_errors import Refused, ServerError, Unanswered, WrongAnswer, member
 
 if TYPE_CHECKING:
     from nashpo.llm.prompts import Prompt

@@ -33,7 +33,8 @@ from nashpo.llm.encoding import Encoder, is_conversation
 from nashpo.llm.engines.config import TextServerConfig
 from nashpo.llm.engines.engine import Completion, EngineContext, PolicySource, Sampling, check_ends, decoded
 from nashpo.llm.engines.remote import client, request_seed, version, weights
-from nashpo.llm.http import Client, Refused, ServerError, Unanswered, WrongAnswer, member
+from nashpo.llm.http import Client
+from nashpo.llm.http_errors import Refused, ServerError, Unanswered, WrongAnswer, member
 
 if TYPE_CHECKING:
     from nashpo.llm.prompts import Prompt

@@ -18,7 +18,8 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
-from nashpo.llm.http import Client, Refused, ServerDown, ServerError, Unanswered, Waits, WrongAnswer, member
+from nashpo.llm.http import Client, Waits
+from nashpo.llm.http_errors import Refused, ServerDown, ServerError, Unanswered, WrongAnswer, member
 from nashpo.llm.judges.answers import AGAIN, ASKED, QUESTION, READERS, from_logprobs, matched, under_key
 from nashpo.llm.judges.api_config import APIJudgeConfig, read_template
 from nashpo.llm.judges.interrupted import Interrupted

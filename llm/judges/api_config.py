@@ -11,7 +11,7 @@ from dataclasses import MISSING, Field, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from nashpo.llm.http import check_address
+from nashpo.llm.http_address import check_address
 from nashpo.llm.judges.judge import Judge, JudgeConfig
 
 ANSWERS = ("choice", "probability")

@@ -191,7 +191,11 @@ class RunBackend:
         others = None if own else self._united(about)
         assert self.judge is not None
         place = self._place("judgements", [about, on], "against-" + _short(about))
+        if torch.cuda.is_available():
+            self.policies.release()
         judged = judge(place, self.judge, work.prompts, samples, others, self.cache, self.progress)
+        if torch.cuda.is_available() and getattr(self.judge, "model", None) is not None:
+            self.judge.close()  # it loads its weights again when it is asked again
         if own and self._first is None:
             self._first = (_short(about), samples, judged)
         return answer(responses, win_matrices(judged), own)

@@ -95,13 +95,19 @@ def _same_recipe(run: Path, recipe: Recipe) -> None:
 
 
 def _harmless(line: str, old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
-    """What may change: how much is kept, and more iterations where that does not change the earlier ones' prompts."""
+    """What may change: how much is kept, how a server is reached, and more iterations where that does not change the
+    earlier ones' prompts."""
     name = line.partition(":")[0]
     if name == "iterations.count":
         before, after = old["iterations"], new["iterations"]
         fixed = after.get("prompts") == "all" or after.get("per_iteration") is not None
         return fixed and after["count"] >= before["count"]
-    return name in ("keep_last", "output_dir")
+    section, _, field = name.rpartition(".")
+    return name in ("keep_last", "output_dir") or (section in ("sampling", "judge") and field in _TRANSPORT)
+
+
+_TRANSPORT = ("url", "timeout", "retries", "patience", "concurrency", "max_calls", "batch_size", "device")
+"""Settings of engines and judges that do not change what is asked for."""
 
 
 class _Store:

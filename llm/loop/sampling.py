@@ -57,6 +57,7 @@ def sample(
         found = _read(folder, len(prompts), shard)
         counts = {**_counts(found), **getattr(engine, "counts", {})}
         phase.commit(policy=list(policy.factors), engine=about, seed=seed, counts=counts)
+        engine.close()  # an engine of its own memory makes room for the trainer
     return _read(folder, len(prompts), shard), phase.manifest["counts"]
 
 

@@ -15,7 +15,7 @@ from nashpo.llm.loop.evaluating import Evaluator
 from nashpo.llm.loop.loading import ADAPTER, device, encoder_of, end_ids, load_model, load_tokenizer
 from nashpo.llm.loop.policies import AdapterFolders, RunPolicies, WholeFolders
 from nashpo.llm.loop.progress import Bars
-from nashpo.llm.loop.start import base, start
+from nashpo.llm.loop.start import TINY, base, build, start
 from nashpo.llm.loop.training import Fitting
 from nashpo.llm.loop.work import Plan, read_work
 from nashpo.llm.recipe.requirements import Needs
@@ -54,6 +54,7 @@ def prepare(run: Path, recipe: Recipe, bars: Bars, say: Callable[[str], None]) -
     """
     form, needs = recipe.rule.form(), Needs.of(recipe.rule.form())
     bars.phase("model")
+    build(run, recipe)
     origin = base(run, recipe)
     tokenizer = load_tokenizer(recipe.model, origin)
     model: Any = load_model(recipe.model, origin)
@@ -63,10 +64,10 @@ def prepare(run: Path, recipe: Recipe, bars: Bars, say: Callable[[str], None]) -
         recipe.training, lambda job: recipe.objective.build(recipe.rule, job), tokenizer, recipe.seed, bars.quiet
     )
     bars.phase("data")
-    plan = read_work(recipe, tiny_prompts(origin, recipe), encoder, vocabulary)
+    plan = read_work(recipe, tiny_prompts(run, recipe), encoder, vocabulary)
     say(plan.report)
     bars.phase("judge")
-    judge = judge_of(origin, recipe)
+    judge = judge_of(run, recipe)
     if judge is not None:
         judge.check()
     context = EngineContext(
@@ -99,7 +100,7 @@ def prepare(run: Path, recipe: Recipe, bars: Bars, say: Callable[[str], None]) -
         recipe.max_abstained,
         bars,
     )
-    evaluator = _evaluator(recipe, plan, policies, judge, cache, fitting, context, shard, bars)
+    evaluator = _evaluator(run, recipe, plan, policies, judge, cache, fitting, context, shard, bars)
     return Prepared(backend, evaluator)
 
 
@@ -111,19 +112,19 @@ def _engine(sampling: SamplingConfig | None, context: EngineContext) -> Engine |
     return engine
 
 
-def judge_of(origin: str, recipe: Recipe) -> Judge | None:
+def judge_of(run: Path, recipe: Recipe) -> Judge | None:
     """The recipe's judge; of a model that was built, the game that it brought."""
     config = recipe.judge
     if config is None and recipe.model.build is not None:
-        config = TableConfig(path=str(Path(origin) / "game.json"))
+        config = TableConfig(path=str(run / TINY / "game.json"))
     return None if config is None else config.build(str(device()))
 
 
-def tiny_prompts(origin: str, recipe: Recipe) -> DataSpec | None:
+def tiny_prompts(run: Path, recipe: Recipe) -> DataSpec | None:
     """The prompts that a built model brought, where the recipe has none of its own."""
     if recipe.model.build is None or recipe.prompts is not None:
         return None
-    return DataSpec(path=str(Path(origin) / "prompts.jsonl"))
+    return DataSpec(path=str(run / TINY / "prompts.jsonl"))
 
 
 def policies_of(run: Path, recipe: Recipe, begin: str, tokenizer: Any) -> RunPolicies:
@@ -152,6 +153,7 @@ def policies_of(run: Path, recipe: Recipe, begin: str, tokenizer: Any) -> RunPol
 
 
 def _evaluator(
+    run: Path,
     recipe: Recipe,
     plan: Plan,
     policies: RunPolicies,
@@ -174,7 +176,7 @@ def _evaluator(
     if recipe.evaluation.exact:
         from nashpo.llm.loop.exactly import exact_evaluation
 
-        exact = exact_evaluation(recipe, policies, plan.iterations[0].prompts, judge)
+        exact = exact_evaluation(run, recipe, policies, [work.prompts for work in plan.iterations], judge)
     return Evaluator(
         prompts, policies, _engine(sampling, context), judge, cache, fitting, shard, recipe.seed, exact, bars
     )

@@ -21,8 +21,13 @@ def base(run: Path, recipe: Recipe) -> str:
     """The folder or name of the model before any training."""
     if recipe.start_from is not None:
         return recipe.start_from
-    if recipe.model.path is not None:
-        return recipe.model.path
+    return recipe.model.path if recipe.model.path is not None else str(run / TINY)
+
+
+def build(run: Path, recipe: Recipe) -> None:
+    """The tiny model that the recipe asks for, with its prompts and its game, in ``RUN/tiny``."""
+    if recipe.model.build is None:
+        return
     from nashpo.llm.tiny import build_tiny
     from nashpo.llm.tiny_game import write_tables
 
@@ -33,7 +38,6 @@ def base(run: Path, recipe: Recipe) -> str:
         build_tiny(tiny, phase.folder)
         write_tables(tiny, phase.folder)
         phase.commit()
-    return str(phase.folder)
 
 
 def start(run: Path, recipe: Recipe, origin: str, model: Any, fitting: Fitting, encoder: Any, progress: Any) -> str:

@@ -20,8 +20,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-WALL_CLOCK = ("seconds",)
-"""Keys of a manifest that tell the time."""
+WALL_CLOCK = ("seconds", "versions")
+"""Keys of a manifest that tell when and where."""
 IGNORED = ("lock", "report.html", "judge_cache.jsonl")
 """Files that hold times, or the order in which things were asked."""
 

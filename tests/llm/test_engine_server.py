@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
@@ -23,7 +24,8 @@ from nashpo.llm.engines.engine import Completion
 from nashpo.llm.engines.remote import request_seed
 from nashpo.llm.engines.server import NoTokenIds, ServerEngine
 from nashpo.llm.engines.text_server import TextServerEngine
-from nashpo.llm.http import ServerDown, ServerError
+from nashpo.llm.http import Waits
+from nashpo.llm.http_errors import ServerDown, ServerError
 from nashpo.llm.prompts import Prompt
 
 END = 1
@@ -207,14 +209,11 @@ def test_a_server_that_dies_within_a_shard_and_comes_back(tokenizer: Any) -> Non
     with Loopback(vllm) as server:
         expected = engine(server, tokenizer).sample(Policy(where=FOLDER), PROMPTS, 5)
         made = engine(server, tokenizer, concurrency=1, patience=60.0)
-        sleep = made.client.waits.sleep
         slept: list[float] = []
 
         def dying(asked: Asked) -> Any:
             if len(server.asked) == 9:  # the third of six responses
                 server.answer = vllm
-                import threading
-
                 threading.Thread(target=server.stop).start()
                 return Reply(hang_up=True)
             return vllm(asked)
@@ -223,10 +222,9 @@ def test_a_server_that_dies_within_a_shard_and_comes_back(tokenizer: Any) -> Non
             slept.append(seconds)
             if len(slept) == 4:
                 server.start()
-            sleep(seconds)
 
         server.answer = dying
-        object.__setattr__(made.client.waits, "sleep", waiting)
+        made.client.waits = Waits(sleep=waiting)
         assert made.sample(Policy(where=FOLDER), PROMPTS, 5) == expected
         assert len(slept) >= 4
 
@@ -259,6 +257,14 @@ def test_the_description_has_no_secret_and_stays_the_same(tokenizer: Any, monkey
         assert made.about_server() == {"version": None, "models": {"m": "m"}}
         assert server.asked[0].headers["Authorization"] == "Bearer sk-secret"
     assert "secret" not in before + repr(made)
+
+
+def test_options_do_not_replace_what_the_recipe_says() -> None:
+    for kind, name in ((ServerConfig, "top_k"), (ServerConfig, "seed"), (TextServerConfig, "generation_config")):
+        with pytest.raises(ValueError, match=f"options.{name}"):
+            kind(url="http://127.0.0.1:9/v1", options={name: 1})
+    with pytest.raises(ValueError, match="dialect is 'french'; it must be one of transformers, openai"):
+        TextServerConfig(url="http://127.0.0.1:9/v1", dialect="french")
 
 
 # How the weights come to the server
@@ -301,7 +307,7 @@ def test_a_command_may_leave_a_server_behind_and_is_waited_for(tokenizer: Any, t
             if looks == 2:
                 server.models = {"data": [{"id": str(tmp_path / "one")}]}
 
-        made.client.waits = type(made.client.waits)(sleep=waiting)
+        made.client.waits = Waits(sleep=waiting)
         made.sample(Policy(where=tmp_path / "one"), PROMPTS[:1], 0)
     assert looks == 2
     os.kill(int((tmp_path / "one.pid").read_text()), signal.SIGTERM)

@@ -11,18 +11,9 @@ from typing import Any
 import pytest
 from servers import Asked, Clock, Loopback, Reply, quick
 
-from nashpo.llm.http import (
-    Client,
-    Refused,
-    ServerDown,
-    Unanswered,
-    Waits,
-    WrongAnswer,
-    _retry_after,
-    check_address,
-    key_from,
-    member,
-)
+from nashpo.llm.http import Client, Waits, _retry_after
+from nashpo.llm.http_address import check_address, key_from
+from nashpo.llm.http_errors import Refused, ServerDown, Unanswered, WrongAnswer, member
 
 
 def number(answer: Any) -> int:
@@ -310,6 +301,23 @@ def test_check_tells_a_dead_server_and_a_wrong_key_only() -> None:
             Client(server.url, retries=0, waits=quick()).check()
     with pytest.raises(ServerDown):
         Client(server.url, retries=1, waits=quick()).check()
+
+
+def test_a_server_that_hangs_up_after_an_error_of_its_own_is_still_there() -> None:
+    """uvicorn closes a connection behind a 500: what is asked next on it finds nobody."""
+
+    class HangingUp(Loopback):
+        @property
+        def models(self) -> Reply:
+            return Reply(hang_up=True) if self.tried == 2 else Reply({}, 500)
+
+        @models.setter
+        def models(self, value: object) -> None:
+            pass
+
+    with HangingUp(echo) as server:
+        Client(server.url, retries=0, waits=quick()).check()
+        assert server.tried == 3
 
 
 def test_members_are_found_by_path() -> None:

@@ -17,8 +17,10 @@ from nashpo.llm.http import Waits
 from nashpo.llm.judges.answers import choice, from_logprobs, matched, probability, under_key
 from nashpo.llm.judges.api import APIJudge
 from nashpo.llm.judges.api_config import APIJudgeConfig
+from nashpo.llm.judges.cache import Cache
 from nashpo.llm.judges.interrupted import Interrupted
 from nashpo.llm.judges.judge import Pair
+from nashpo.llm.judges.matrix import judge_responses
 
 PAIRS = [Pair(f"question {n}", f"first {n}", f"second {n}") for n in range(8)]
 
@@ -277,6 +279,28 @@ def test_the_budget_ends_with_what_it_bought() -> None:
         with pytest.raises(Interrupted, match="8 pairs are open"):
             made.compare(PAIRS)
         assert len(server.asked) == 6
+
+
+def test_starts_with_a_small_budget_come_to_an_end_and_pay_for_nothing_twice(tmp_path: Path) -> None:
+    """Three sets of three responses are 18 questions in both orders: four starts with five calls each."""
+
+    def longer(asked: Asked) -> Any:
+        replies = re.findall(r"\[REPLY .\]\n(.*)\n", asked.body["messages"][0]["content"])
+        return said("A" if len(replies[0]) > len(replies[1]) else "B")
+
+    responses = [["x", "xx" + word, "xxxx" + word] for word in ("a", "b", "c")]
+    spent = 0
+    with Loopback(longer) as server:
+        for _ in range(4):
+            with Cache(tmp_path / "cache.jsonl") as cache:
+                made = judge(server, max_calls=5, concurrency=2)
+                try:
+                    judged = judge_responses(made, ["1", "2", "3"], responses, cache=cache)
+                except Interrupted:
+                    spent += 1
+        assert spent == 3
+        assert len(server.asked) == 18
+    assert [one.wins for one in judged] == [[[0.5, 0.0, 0.0], [1.0, 0.5, 0.0], [1.0, 1.0, 0.5]]] * 3
 
 
 def test_reminders_are_paid_from_the_budget() -> None:
