@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nashpo.core.cli import GOOD, Parser
+from nashpo.core.cli import GOOD, INTERRUPTED, Parser
 
 if TYPE_CHECKING:
     from nashpo.llm.recipe.schema import Recipe
@@ -58,14 +58,17 @@ def main(argv: list[str]) -> int:
         from nashpo.llm.recipe.plan import plan
 
         found = plan(recipe)
-        print(json.dumps(found.to_dict(), indent=1) if options.json else found)
+        print(json.dumps(found.to_json(), indent=1) if options.json else found)
         return GOOD
     from nashpo.llm.loop.machine import train
 
     quiet = options.quiet or options.json or not sys.stderr.isatty()
-    outcome = train(
-        recipe, quiet, lambda text: print(text, file=sys.stderr if options.json else sys.stdout, flush=True)
-    )
+    stream = sys.stderr if options.json else sys.stdout
+    try:
+        outcome = train(recipe, quiet, lambda text: print(text, file=stream, flush=True))
+    except KeyboardInterrupt:
+        print("nashpo: stopped; what was finished is kept: run the same command again to go on", file=sys.stderr)
+        return INTERRUPTED
     told = {
         "run": str(outcome.run),
         "iterations": outcome.iterations,

@@ -31,6 +31,7 @@ from nashpo.llm.loop.training import Fitting, base_logprobs, train
 from nashpo.llm.preferences import PreferenceData, Report
 from nashpo.llm.prompts import Prompt
 from nashpo.llm.responses import Answer, Responses, Scored, StageData
+from nashpo.llm.sampling import derived_seed
 from nashpo.llm.stages import Job
 
 BEHAVIOR = "behavior"
@@ -210,7 +211,9 @@ class RunBackend:
         place = self._place("samples", policy, _short(policy))
         source = Source(policy if isinstance(policy, str) else "mixture", factors([(1.0, policy)]), self.policies)
         prompts = self.work(self.t).prompts
-        return sample(place, self.engine, source, prompts, self.shard, self.seed, self.progress)[0]
+        # The same policy may be asked again in a later iteration (an average's), for other responses.
+        seed = derived_seed(self.seed, f"samples/{self.t}")
+        return sample(place, self.engine, source, prompts, self.shard, seed, self.progress)[0]
 
     def _united(self, policy: Policy | list[Policy]) -> Samples:
         """The union of the iterates' responses for an average."""

@@ -20,6 +20,7 @@ from nashpo.llm.loop.policies import RunPolicies, Source
 from nashpo.llm.loop.sampling import Progress, Samples, sample
 from nashpo.llm.loop.training import Fitting, base_logprobs
 from nashpo.llm.prompts import Prompt
+from nashpo.llm.sampling import derived_seed
 
 RESULTS = "results.json"
 Exact = Callable[[Sequence[str]], Mapping[str, Any]]
@@ -99,12 +100,12 @@ class Evaluator:
     ) -> dict[str, Any]:
         current, samples, judged, kl = None, {}, {}, {}
         if self.prompts and self.engine is not None:
-            current = self._sample(folder / "samples" / "current", iterates[-1])
+            current = self._sample(folder / "samples" / "current", iterates[-1], iteration)
             first: dict[Path, str] = {}  # the reference and the previous iterate may be one policy
             for name, policy in against.items():
                 same = first.setdefault(self.policies.path(policy), name)
                 if same == name:
-                    samples[name] = self._sample(folder / "samples" / name, policy)
+                    samples[name] = self._sample(folder / "samples" / name, policy, iteration)
                     if self.judge is not None:
                         judged[name] = judge(
                             folder / "judgements" / name,
@@ -132,10 +133,11 @@ class Evaluator:
             self.seed,
         )
 
-    def _sample(self, folder: Path, policy: str) -> Samples:
+    def _sample(self, folder: Path, policy: str, iteration: int) -> Samples:
         assert self.engine is not None
         source = Source(policy, ((1.0, policy),), self.policies)
-        return sample(folder, self.engine, source, self.prompts, self.shard, self.seed + 1, self.progress)[0]
+        seed = derived_seed(self.seed, f"evaluation/{iteration}")
+        return sample(folder, self.engine, source, self.prompts, self.shard, seed, self.progress)[0]
 
     def _divergences(
         self, folder: Path, key: str, current: str, against: Mapping[str, str], samples: Samples

@@ -1,4 +1,4 @@
-"""Exact evaluation of a run of a built model: all responses enumerated, a known game, and what tables predict for it."""
+"""Exact evaluation of a run of a built model: all responses enumerated, a known game, what tables predict for it."""
 
 import json
 from collections.abc import Callable, Mapping, Sequence

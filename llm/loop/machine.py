@@ -16,6 +16,7 @@ from nashpo.figures.training_report import write_report
 from nashpo.llm.card import write_card
 from nashpo.llm.loop.backend import RunBackend, alive
 from nashpo.llm.loop.evaluating import RESULTS
+from nashpo.llm.loop.hub import push
 from nashpo.llm.loop.lock import locked
 from nashpo.llm.loop.messages import explained
 from nashpo.llm.loop.metrics import write_metrics
@@ -74,6 +75,7 @@ def train(recipe: Recipe, quiet: bool = True, say: Callable[[str], None] = lambd
         count = recipe.iterations.count
         if done < count or not (run / REPORT).exists():
             _play(run, recipe, store, quiet, say)
+        push(run, run / f"iterations/{count:03d}/model", recipe.training, say)
         return Outcome(run, count, max(0, count - done), run / REPORT)
 
 

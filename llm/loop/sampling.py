@@ -16,6 +16,8 @@ from nashpo.llm.prompts import Prompt
 from nashpo.llm.sampling import derived_seed
 
 Samples = list[tuple[Completion, ...]]
+_NOT_IN_KEY = ("versions", "batch_size", "batch_tokens")
+"""Of an engine's description: what may differ between the begin and the end of a phase."""
 Progress = Callable[[str, int, int], None]
 """Of (what is done, how many are done, of how many)."""
 
@@ -34,14 +36,15 @@ def sample(
     shard : int
         Prompts per file.
     seed : int
-        Of the run.
+        Of this piece of work. Responses follow from it, the policy's name and the shard.
 
     Returns
     -------
     B tuples of K Completion, and the phase's counts
     """
     about = engine.describe()
-    key = key_of("samples", seed, policy.factors, [p.key for p in prompts], shard, about)
+    settings = {name: value for name, value in about.items() if name not in _NOT_IN_KEY}
+    key = key_of("samples", seed, policy.factors, [p.key for p in prompts], shard, settings)
     phase = Phase(folder, "samples", key)
     if not phase.committed:
         phase.begin(policy=list(policy.factors), engine=about, seed=seed)
@@ -50,7 +53,7 @@ def sample(
             path = folder / _name(number)
             some = prompts[start : start + shard]
             if not path.exists():
-                drawn = engine.sample(policy, some, derived_seed(seed, f"{key}/{number}"))
+                drawn = engine.sample(policy, some, derived_seed(seed, f"{policy.factors}/{number}"))
                 _check(drawn, some)
                 write_lines(path, (_line(p, row) for p, row in zip(some, drawn, strict=True)))
             progress("samples", start + len(some), len(prompts))

@@ -17,9 +17,9 @@ from torch import Tensor
 from transformers import PrinterCallback
 
 from nashpo.llm.config import SelfPlayConfig
-from nashpo.llm.fit import Packing, Padding
 from nashpo.llm.known import stage_logprobs
 from nashpo.llm.loop.checkpoints import CompleteCheckpoints, LogFile, last_complete
+from nashpo.llm.loop.hub import OPTIONS
 from nashpo.llm.loop.phase import Phase
 from nashpo.llm.loop.policies import RunPolicies, label
 from nashpo.llm.objectives import Objective
@@ -29,6 +29,7 @@ from nashpo.llm.responses import Responses
 from nashpo.llm.sampling import derived_seed
 from nashpo.llm.stages import Job
 from nashpo.llm.trainer import SelfPlayTrainer
+from nashpo.llm.trainer_setup import layout_of
 
 log = logging.getLogger(__name__)
 LOG = "log.jsonl"
@@ -60,7 +61,7 @@ class Fitting:
 
     def arguments(self, folder: Path, key: str) -> SelfPlayConfig:
         """The trainer's arguments for one piece of work."""
-        options = arguments(self.training)
+        options = {k: v for k, v in arguments(self.training).items() if k not in OPTIONS}
         if not torch.cuda.is_available():
             options.setdefault("use_cpu", True)
             options.setdefault("dataloader_pin_memory", False)
@@ -105,7 +106,7 @@ def base_logprobs(
 
 def _logprobs(model: torch.nn.Module, responses: Responses, args: SelfPlayConfig, tokenizer: Any) -> Tensor:
     """By the pass of the trainer under these arguments."""
-    layout = Packing() if args.padding_free else Padding(tokenizer.padding_side == "left")
+    layout = layout_of(args, tokenizer)
     lower = torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else None
     autocast = None if lower is None else torch.autocast(next(model.parameters()).device.type, lower)
     size = args.precompute_ref_batch_size or args.per_device_eval_batch_size
