@@ -16,7 +16,7 @@ CAPTION = (
     " enumerating all responses. The prediction plays the same rule exactly on the same game: where win rates are"
     " estimated from K samples per prompt, its band is what that sampling alone does over repeated plays, and the line"
     " its median. The certificate is an upper bound on the gap of the average that follows from what training left over"
-    " at every step; it may be larger than 1 and then says nothing."
+    " at every step; it is drawn where it is at most 1, the largest gap there is."
 )
 PREDICTED_LAST = RuleStyle("predicted, last", style.ORANGE, "", (0, (1, 1)))
 PREDICTED_AVERAGE = RuleStyle("predicted, average", style.SKY, "", (0, (1, 1)))
@@ -52,19 +52,27 @@ def draw(run: TrainingRun) -> Figure:
         shown: list[float] = []
         for key, measured, predicted in CURVES:
             values, band = run.series("exact", key), run.series("exact", "prediction", key)
+            if key == "gap_last":
+                values, band = _from_start(run, values), _from_start(run, band)
             training_style.points(ax, values, measured, zorder=4)
             _band(ax, band, predicted)
             shown += [v.mean for v in (*values.values(), *band.values())]
-        certificate = run.series("exact", "certificate")
+        certificate = {n: v for n, v in run.series("exact", "certificate").items() if v.mean <= 1}
         training_style.points(ax, certificate, CERTIFICATE)
         shown += [v.mean for v in certificate.values()]
-        numbers = sorted({n for key, *_ in CURVES for n in run.series("exact", key)} | set(certificate))
+        numbers = sorted({n for key, *_ in CURVES for n in _from_start(run, run.series("exact", key))})
         training_style.iteration_axis(ax, numbers, "iteration (the policy after it)")
         training_style.value_axis(ax, [max(v, LOWEST) for v in shown], always_from_zero=True)
         ax.set_ylabel("duality gap")
         style.title(fig, TITLE)
         fig.legend(loc="outside lower center", ncols=2)
     return fig
+
+
+def _from_start(run: TrainingRun, values: dict[int, Interval]) -> dict[int, Interval]:
+    """With the start, which is before iteration 1, where its gap is known."""
+    start = next(iter(run.series("exact", "gap_start").values()), None)
+    return values if start is None or not values else {0: Interval(start.mean, start.mean, start.mean), **values}
 
 
 def _band(ax: Axes, band: dict[int, Interval], looks: RuleStyle) -> None:
