@@ -6,9 +6,10 @@ and values it sees before its own.
 
 Each sequence goes through the mask and the attention that the model has anyway, so that its scaling, grouping, sliding
 window, soft cap or sinks are its own. A piece with a prefix goes through them as the rest of a sequence whose beginning
-is cached, so that a window counts positions, not places in the row. While a packed row is worked on, the model's implementation ``X`` is called
-``nashpo_packed|X``, a name registered with transformers. Its mask is a `PackedMask`, which knows the boundaries and
-reaches every attention layer; a layer that gets another mask attends as ``X`` does.
+is cached, so that a window counts positions, not places in the row. While a packed row is worked on, the model's
+implementation ``X`` is called ``nashpo_packed|X``, a name registered with transformers. Its mask is a `PackedMask` (or
+a `nashpo.llm.prefix_attention.RowMask`), which knows the boundaries and reaches every attention layer; a layer that
+gets another mask attends as ``X`` does.
 """
 
 import sys

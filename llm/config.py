@@ -26,6 +26,7 @@ _CHOICES = {
     "ties": ("skip", "keep"),
     "pairs": (None, "all", "iid", "best_worst"),
     "loss_type": (None, *RULES_BY_LOSS_TYPE),
+    "bf16_rounding": ("nearest", "stochastic"),
 }
 
 
@@ -91,8 +92,15 @@ class SelfPlayConfig(TrainingArguments):  # type: ignore[misc]  # transformers i
         Set every dropout to 0, so that log-probabilities can be compared.
     padding_free : bool
         Pack a batch into one row, with attention per sequence.
+    share_prefix : bool
+        In such a row the responses to one prompt share its tokens where this saves some
+        (`nashpo.llm.fit.SharedPrefix`); without effect on padded batches. The loss is the same up to rounding.
     model_init_kwargs : dict, optional
         For ``from_pretrained``, where the model is given by name.
+    bf16_rounding : str
+        How updated weights of a bfloat16 model are rounded: to the ``nearest``, which leaves most of them where they
+        are at the papers' learning rates, or ``stochastic`` (`nashpo.llm.rounding`). Weights in float32, with
+        ``bf16`` for the arithmetic, need neither and 2 more bytes each, besides 2 of their gradients.
     """
 
     _VALID_DICT_FIELDS = [*TrainingArguments._VALID_DICT_FIELDS, "chat_template_kwargs", "model_init_kwargs"]
@@ -118,7 +126,9 @@ class SelfPlayConfig(TrainingArguments):  # type: ignore[misc]  # transformers i
     precompute_ref_batch_size: int | None = None
     disable_dropout: bool = True
     padding_free: bool = True
+    share_prefix: bool = True
     model_init_kwargs: dict[str, Any] | str | None = None
+    bf16_rounding: str = "nearest"
 
     def __post_init__(self) -> None:
         for name, choices in _CHOICES.items():

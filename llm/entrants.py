@@ -5,6 +5,7 @@ configurations. Shapes: none.
 """
 
 import json
+import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -157,11 +158,9 @@ def enter(arguments: Sequence[str], model: Mapping[str, Any]) -> list[Team]:
         chosen = runs[run]
         runs[run] = None if chosen is None or number is None else [*chosen, number]
     alone = len(places) == 1
-    short = [run.resolve().name for run in runs]
-    names = {run: name if short.count(name) == 1 else str(run) for run, name in zip(runs, short)}
     teams = [
-        _run_team(place, names[place], runs[place], alone) if isinstance(place, Path) else _model_team(place, model)
-        for place in places
+        _run_team(place, label, runs[place], alone) if isinstance(place, Path) else _model_team(place, label, model)
+        for place, label in zip(places, _labels(places))
     ]
     _each_once(teams)
     found = [entrant.label for team in teams for entrant in team.entrants]
@@ -180,6 +179,17 @@ def _run(argument: str) -> tuple[Path | None, int | None]:
             raise ValueError(f"{argument}: there is no run at {one[1]} (no {RECIPE} in it)")
         return Path(one[1]), int(one[2])
     return None, None
+
+
+def _labels(places: Sequence[Path | str]) -> list[str]:
+    """What runs and models are called: the shortest ends of folders that tell them apart, names on the hub as are."""
+    parts = [Path(os.path.abspath(place)).parts[1:] if Path(place).exists() else (str(place),) for place in places]
+    labels: list[str] = []
+    for size in range(1, max(len(part) for part in parts) + 1):
+        labels = ["/".join(part[-size:]) for part in parts]
+        if len(set(labels)) == len(labels):
+            break
+    return labels
 
 
 def _each_once(teams: Sequence[Team]) -> None:
@@ -223,7 +233,8 @@ def _run_team(run: Path, name: str, numbers: list[int] | None, alone: bool) -> T
         labels.setdefault(weights, (at, []))[1].append(at)
     for number in there if numbers is None else sorted(n for n in set(numbers) if n):
         at = f"iterations/{number:03d}/model"
-        weights = key_of(*below, fingerprint_of(str(run / at), None))
+        weights = fingerprint_of(str(run / at), None)
+        weights = key_of(*below, weights) if below else weights
         labels.setdefault(weights, (at, []))[1].append(f"iteration {number}")
     for weights, (at, found) in labels.items():
         label = " = ".join(found) if alone else f"{name}: {' = '.join(found)}"
@@ -250,7 +261,7 @@ def _complete(folder: Path) -> bool:
 # ------------------------------------------------------------------------------------------------------------ models
 
 
-def _model_team(argument: str, settings: Mapping[str, Any]) -> Team:
+def _model_team(argument: str, label: str, settings: Mapping[str, Any]) -> Team:
     place = Path(argument)
     if place.exists() and not (place / "config.json").is_file():
         raise ValueError(f"{argument} is neither a run (no {RECIPE}) nor a folder of weights (no config.json)")
@@ -261,7 +272,7 @@ def _model_team(argument: str, settings: Mapping[str, Any]) -> Team:
     tokenizer = load_tokenizer(spec, folder)
     team = Team(place.name, spec, *_reading(spec, str(folder), tokenizer), None, str(folder))
     policies: Any = WholeFolders(Path(), {"model": folder}, lambda path: load_model(spec, path), tokenizer)
-    team.entrants.append(_entrant(argument, "model", fingerprint_of(argument, spec.revision), policies))
+    team.entrants.append(_entrant(label, "model", fingerprint_of(argument, spec.revision), policies))
     return team
 
 

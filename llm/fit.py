@@ -53,7 +53,7 @@ class Packing:
         return packed(getattr(model, "module", model))
 
     def logprobs(self, model: nn.Module, sequences: Sequence[Scored]) -> Tensor:
-        return packed_logprobs(model, pack(sequences).to(_device(model)))
+        return each_once(sequences, lambda some: packed_logprobs(model, pack(some).to(_device(model))))
 
 
 @dataclass(frozen=True)
@@ -73,8 +73,12 @@ class SharedPrefix(Packing):
     def logprobs(self, model: nn.Module, sequences: Sequence[Scored]) -> Tensor:
         if not can_share(model):
             return super().logprobs(model, sequences)
-        row = share_prefixes([(s.ids, s.mask) for s in sequences], self.least)
-        return packed_logprobs(model, row.to(_device(model)))
+
+        def scored(some: Sequence[Scored]) -> Tensor:
+            row = share_prefixes([(s.ids, s.mask) for s in some], self.least)
+            return packed_logprobs(model, row.to(_device(model)))
+
+        return each_once(sequences, scored)
 
 
 @dataclass(frozen=True)
@@ -87,8 +91,27 @@ class Padding:
         return nullcontext()
 
     def logprobs(self, model: nn.Module, sequences: Sequence[Scored]) -> Tensor:
-        batch = Padded.from_sequences(sequences, left=self.left).to(_device(model))
-        return sequence_logprobs(model, batch.input_ids, batch.attention_mask, batch.loss_mask)
+        def scored(some: Sequence[Scored]) -> Tensor:
+            batch = Padded.from_sequences(some, left=self.left).to(_device(model))
+            return sequence_logprobs(model, batch.input_ids, batch.attention_mask, batch.loss_mask)
+
+        return each_once(sequences, scored)
+
+
+def each_once(sequences: Sequence[Scored], score: Callable[[Sequence[Scored]], Tensor]) -> Tensor:
+    """Scores of sequences, (N,), each distinct one computed once: draws of a peaked policy repeat themselves.
+
+    Parameters
+    ----------
+    sequences : sequence of N Scored
+    score : callable
+        From M sequences to (M,).
+    """
+    places = {sequence: place for place, sequence in enumerate(dict.fromkeys(sequences))}
+    if len(places) == len(sequences):
+        return score(sequences)
+    found = score(list(places))
+    return found.index_select(0, torch.tensor([places[s] for s in sequences], device=found.device))
 
 
 def _device(model: nn.Module) -> torch.device:

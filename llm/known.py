@@ -40,7 +40,8 @@ def stage_logprobs(
     responses : Responses
         N rows.
     layout : Layout
-        ``Packing()``, or ``Padding(left)`` under the trainer's ``padding_free=False``.
+        The trainer's is `nashpo.llm.trainer_setup.layout_of` its arguments and tokenizer: ``SharedPrefix()``,
+        ``Packing()`` under ``share_prefix=False``, ``Padding(left)`` under ``padding_free=False``.
     batch_size : int, optional
         Rows per batch, all by default. The trainer's is ``precompute_ref_batch_size``, by default
         ``per_device_eval_batch_size``.

@@ -73,8 +73,8 @@ class Packed:
 
     def to(self, device: torch.device | str) -> "Packed":
         """The same batch on a device."""
-        moved = (x.to(device) for x in (self.input_ids, self.loss_mask, self.position_ids, self.boundaries))
-        return Packed(*moved, self.prefixes)
+        ids, mask, positions = (x.to(device) for x in (self.input_ids, self.loss_mask, self.position_ids))
+        return Packed(ids, mask, positions, self.boundaries.to(device), self.prefixes)
 
 
 def check_sequences(sequences: Sequence[tuple[Sequence[int], Sequence[int]]]) -> None:

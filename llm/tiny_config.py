@@ -39,7 +39,7 @@ class TinyWarmup:
     """
 
     concentration: float = _setting(1.0, "of the Dirichlet law that each prompt's policy is drawn from; > 0")
-    uniform: float = _setting(0.5, "share of the uniform policy, in (0, 1]: no response is rarer than uniform / n")
+    uniform: float = _setting(0.7, "share of the uniform policy, in (0, 1]: no response is rarer than uniform / n")
 
     def __post_init__(self) -> None:
         if not 0 < self.concentration < float("inf"):

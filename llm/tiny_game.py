@@ -69,8 +69,8 @@ def tiny_target(tiny: TinyModel) -> Floats:
 
 
 def game_table(tiny: TinyModel) -> dict[str, Any]:
-    """The games as the table judge reads them: ``prompts``, ``responses`` (the same n for each) and ``P`` (B, n, n)."""
-    P = np.round(np.asarray(tiny_games(tiny)[0].P), 2 * _DIGITS)
+    """The games as `nashpo.llm.judges.table` reads them: ``prompts``, the ``responses`` to all of them, and ``P``."""
+    P = np.round(np.asarray(tiny_games(tiny)[0].P), _DIGITS)
     return {"prompts": list(tiny.prompt_texts), "responses": list(tiny.responses), "P": P.tolist()}
 
 
@@ -85,5 +85,5 @@ def write_tables(tiny: TinyModel, folder: str | os.PathLike[str]) -> tuple[Path,
     prompts, game = Path(folder) / "prompts.jsonl", Path(folder) / "game.json"
     lines = [json.dumps({"prompt": text}) + "\n" for text in tiny.prompt_texts]
     replace_file(prompts, "".join(lines).encode())
-    replace_file(game, (json.dumps(game_table(tiny), indent=1) + "\n").encode())
+    replace_file(game, (json.dumps(game_table(tiny)) + "\n").encode())
     return prompts, game

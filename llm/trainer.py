@@ -31,7 +31,7 @@ from transformers.trainer_utils import EvalLoopOutput
 from nashpo.core.rules import Rule
 from nashpo.llm import trainer_setup as setup
 from nashpo.llm.config import SelfPlayConfig
-from nashpo.llm.fit import Layout, Packing, Padding, without_dropout
+from nashpo.llm.fit import Layout, without_dropout
 from nashpo.llm.known import Compared, Lender, lenders, shared_logprobs, without_adapters
 from nashpo.llm.logs import LogSums
 from nashpo.llm.metrics import Batch, describe
@@ -120,8 +120,7 @@ class SelfPlayTrainer(Trainer):  # type: ignore[misc]  # transformers is not typ
         train_dataset = setup.with_known(train_dataset, known)
         processing_class = setup.tokenizer_of(processing_class, model, train_dataset, eval_dataset)
         model = setup.model_of(model, args, peft_config)
-        left = getattr(processing_class, "padding_side", "right") == "left"
-        self._layout: Layout = Packing() if args.padding_free else Padding(left)
+        self._layout: Layout = setup.layout_of(args, processing_class)
         self._encoder = setup.encoder_of(processing_class, model, args)
         self._stages: WeakKeyDictionary[PreferenceData, StageRows] = WeakKeyDictionary()
         train, evaluation = (
@@ -174,6 +173,11 @@ class SelfPlayTrainer(Trainer):  # type: ignore[misc]  # transformers is not typ
     def _score(self, model: nn.Module, responses: Responses) -> Tensor:
         batch_size = self.args.precompute_ref_batch_size or self.args.per_device_eval_batch_size
         return shared_logprobs(self.accelerator, model, responses, self._layout, batch_size)
+
+    def create_optimizer(self, *model: Any) -> torch.optim.Optimizer:
+        """As in transformers' Trainer; 16-bit weights are rounded as ``args.bf16_rounding`` says."""
+        self.optimizer = setup.rounded(super().create_optimizer(*model), self.args)
+        return self.optimizer
 
     # ------------------------------------------------------------------------------------------------------- the loss
 

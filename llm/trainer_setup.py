@@ -15,12 +15,16 @@ from nashpo.core.rules import Rule
 from nashpo.llm.config import SelfPlayConfig
 from nashpo.llm.data import Limits, prepare
 from nashpo.llm.encoding import Encoder
+from nashpo.llm.fit import Layout, Packing, Padding, SharedPrefix
 from nashpo.llm.objectives import All, Objective, Pointwise, StageTensors
 from nashpo.llm.preferences import PreferenceData
 from nashpo.llm.responses import StageData
+from nashpo.llm.rounding import StochasticRounding
 from nashpo.llm.stages import Job, job, objective
 
 log = logging.getLogger(__name__)
+LOST = "load the model in float32 and set bf16=true, or keep bfloat16 and set bf16_rounding='stochastic'"
+"""How 16-bit weights are trained without losing small updates."""
 
 
 def check_arguments(model: Any, args: SelfPlayConfig, data_collator: Any, policies: Mapping[str, Any]) -> None:
@@ -106,6 +110,13 @@ def tokenizer_of(processing_class: Any, model: str | nn.Module, *datasets: Any) 
     return processing_class
 
 
+def layout_of(args: SelfPlayConfig, tokenizer: Any) -> Layout:
+    """How the trainer lays its batches out; log-probabilities that it is to know must come from the same layout."""
+    if not args.padding_free:
+        return Padding(getattr(tokenizer, "padding_side", "right") == "left")
+    return SharedPrefix() if args.share_prefix else Packing()
+
+
 def model_of(model: str | nn.Module, args: SelfPlayConfig, peft_config: Any) -> nn.Module:
     """The model, loaded where it is a name, with fresh adapters where they are asked for."""
     if isinstance(model, str):
@@ -118,6 +129,24 @@ def model_of(model: str | nn.Module, args: SelfPlayConfig, peft_config: Any) -> 
         set_seed(args.seed)  # adapters begin at random
         model = get_peft_model(model, peft_config)
     return model
+
+
+def rounded(optimizer: torch.optim.Optimizer, args: SelfPlayConfig) -> torch.optim.Optimizer:
+    """The optimizer, rounding as the arguments say; a warning where small updates of 16-bit weights are lost."""
+    if isinstance(optimizer, StochasticRounding):
+        return optimizer
+    if args.bf16_rounding == "stochastic":
+        return StochasticRounding(optimizer, args.seed)
+    types = {p.dtype for group in optimizer.param_groups for p in group["params"]}
+    for dtype in types & {torch.bfloat16, torch.float16}:
+        log.warning(
+            "weights are trained in %s at learning rate %g: an update of 5e-7 leaves a weight of 0.02 where it is;"
+            " %s",
+            str(dtype).removeprefix("torch."),
+            args.learning_rate,
+            LOST,
+        )
+    return optimizer
 
 
 def encoder_of(tokenizer: Any, model: nn.Module, args: SelfPlayConfig) -> Encoder:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+import textwrap
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -112,7 +113,9 @@ def _list(as_json: bool) -> int:
         print(json.dumps(found, indent=1))
     else:
         width = max(len(name) for name in found)
-        print("\n".join(f"{name:<{width}}  {text}" for name, text in found.items()))
+        for name, text in found.items():
+            first, *rest = textwrap.wrap(text, 97 - width)
+            print(f"{name:<{width}}  {first}", *(" " * (width + 2) + line for line in rest), sep="\n")
     return GOOD
 
 

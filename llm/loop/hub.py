@@ -24,7 +24,7 @@ def push(run: Path, folder: Path, training: Mapping[str, Any], say: Callable[[st
     folder : path
         Of the last iterate.
     training : mapping
-        ``push_to_hub``, and if given ``hub_model_id`` (default the run folder's name), ``hub_private_repo``. The token is
+        ``push_to_hub``; ``hub_model_id``, by default the run folder's name; ``hub_private_repo``. The token is
         the one that the hub's own tools find.
 
     Raises

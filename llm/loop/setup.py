@@ -80,7 +80,7 @@ def prepare(run: Path, recipe: Recipe, bars: Bars, say: Callable[[str], None]) -
     )
     engine = _engine(recipe.sampling if needs.samples else None, context)
     bars.phase("warmup")
-    begin = start(run, recipe, origin, model, fitting, encoder, bars)
+    begin = start(run, recipe, origin, model, fitting, encoder)
     del model
     bars.phase("")
     policies = policies_of(run, recipe, begin, tokenizer)

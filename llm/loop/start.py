@@ -5,13 +5,17 @@
 
 import shutil
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from nashpo.llm.loop.checkpoints import checkpoints
+from nashpo.llm.encoding import Encoder
+from nashpo.llm.loop.checkpoints import CompleteCheckpoints, LogFile, checkpoints, last_complete
 from nashpo.llm.loop.phase import Phase, key_of
-from nashpo.llm.loop.training import Fitting
+from nashpo.llm.loop.training import LOG, Fitting
+from nashpo.llm.prompts import read_rows
 from nashpo.llm.recipe.schema import Recipe
+from nashpo.llm.warmup import supervised_data, tiny_data, warm_up
 
 TINY = "tiny"
 """What a built model brings: its weights, prompts and game."""
@@ -40,7 +44,7 @@ def build(run: Path, recipe: Recipe) -> None:
         phase.commit()
 
 
-def start(run: Path, recipe: Recipe, origin: str, model: Any, fitting: Fitting, encoder: Any, progress: Any) -> str:
+def start(run: Path, recipe: Recipe, origin: str, model: Any, fitting: Fitting, encoder: Encoder) -> str:
     """The folder or name of the policy that self-play starts from, warmed up first where the recipe says so."""
     about: Mapping[str, Any] = recipe.to_dict()
     warmup = recipe.warmup if recipe.start_from is None else None
@@ -64,3 +68,33 @@ def _named(run: Path, origin: str) -> str:
     """A folder within the run by its place there, so that a run may be moved."""
     path = Path(origin)
     return str(path.relative_to(run)) if path.is_relative_to(run) else origin
+
+
+def _warm_up(
+    folder: Path, result: Path, recipe: Recipe, model: Any, fitting: Fitting, encoder: Encoder, key: str
+) -> None:
+    """Train the model on given responses, or go on with that, and write it as the start."""
+    warmup, tiny = recipe.warmup, recipe.model.build
+    assert warmup is not None
+    own = replace(fitting, training={**warmup.training})
+    args = own.arguments(folder, key)
+    if warmup.source == TINY:
+        if tiny is None:
+            raise ValueError("warmup.source = tiny needs a model that is built: model.build")
+        data = tiny_data(tiny)
+    else:
+        assert warmup.data is not None
+        data = supervised_data(read_rows(warmup.data), encoder, args.max_length)
+    checkpoint = last_complete(folder)
+    log_file = LogFile(folder / LOG)
+    trainer = warm_up(
+        model,
+        data,
+        args,
+        fitting.tokenizer,
+        [CompleteCheckpoints(), log_file],
+        None if checkpoint is None else str(checkpoint),
+    )
+    log_file.write(trainer.state.log_history)
+    model.save_pretrained(result)
+    fitting.tokenizer.save_pretrained(result)

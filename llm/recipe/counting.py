@@ -119,8 +119,8 @@ def work(rule: Rule, iterations: int) -> list[Work]:
     return backend.work
 
 
-def updates(rows: int, training: Mapping[str, Any], processes: int = 1) -> int:
-    """Optimizer steps of one stage, as transformers' Trainer counts them.
+def updates(rows: int, training: Mapping[str, Any]) -> int:
+    """Optimizer steps of one stage, as transformers' Trainer counts them, on any number of processes.
 
     Parameters
     ----------
@@ -128,11 +128,9 @@ def updates(rows: int, training: Mapping[str, Any], processes: int = 1) -> int:
         Prompts, with their responses one row each.
     training : mapping
         Of the recipe; missing keys are transformers' defaults.
-    processes : int
-        That share the rows.
     """
     if (limit := training.get("max_steps", -1)) > 0:
         return int(limit)
-    micro = -(-rows // (training.get("per_device_train_batch_size", 8) * processes))
+    micro = -(-rows // training.get("per_device_train_batch_size", 8))
     steps = max(1, -(-micro // training.get("gradient_accumulation_steps", 1)))
     return int(-(-steps * float(training.get("num_train_epochs", 3.0)) // 1))

@@ -63,12 +63,13 @@ class Size:
         """Bytes on disk of one iterate: the model, or its adapter alone."""
         return self.trained * self.width
 
-    def optimizer(self, name: str) -> int:
-        """Bytes of the optimizer's states, by its name in ``training.optim``."""
+    def optimizer(self, name: str, width: int | None = None) -> int:
+        """Bytes of the optimizer's states, by its name in ``training.optim``; of a state's number, default those of a
+        weight."""
         bare = name.removeprefix("paged_")
         states = next((count for begin, count in _STATES if bare.startswith(begin)), 2)
-        width = 1 if "8bit" in name else 0.5 if "4bit" in name else self.width
-        return int(self.trained * states * width)
+        each = 1 if "8bit" in name else 0.5 if "4bit" in name else width or self.width
+        return int(self.trained * states * each)
 
     def activations(self, tokens: int, checkpointing: bool, mixed: bool) -> int:
         """Bytes that forward and backward keep for so many tokens of one micro-batch, roughly."""

@@ -10,8 +10,6 @@ from nashpo.llm.recipe.footprint import Size
 from nashpo.llm.recipe.planned import Draft
 from nashpo.llm.recipe.schema import Recipe
 
-SLOW = 1e-5
-"""Learning rates below this are lost in 16-bit weights: an update is smaller than half a unit in the last place."""
 _ENGINES_PACKAGES = {"VLLMConfig": "vllm"}
 
 
@@ -25,7 +23,7 @@ def disk(draft: Draft, totals: Mapping[str, int]) -> dict[str, int]:
     response_bytes = 12  # of one token in JSON: four letters of text, an id and a comma
     return {
         f"iterates ({sum(kept)} policies)": size.saved * sum(kept),
-        f"checkpoints of the stage in training ({saves})": saves * (size.saved + size.optimizer(_optimizer(recipe))),
+        f"checkpoints of the stage in training ({saves})": saves * (size.saved + _states(recipe, size)),
         "samples and judgements, at most": response_bytes * totals["response_tokens"] + 200 * totals["questions"],
     }
 
@@ -43,6 +41,12 @@ def _saves(training: Mapping[str, Any], steps: int) -> int:
 
 def _optimizer(recipe: Recipe) -> str:
     return str(recipe.training.get("optim", "adamw_torch_fused"))
+
+
+def _states(recipe: Recipe, size: Size) -> int:
+    """Bytes of the optimizer's states, which stochastic rounding keeps in float32."""
+    rounded = recipe.training.get("bf16_rounding") == "stochastic"
+    return size.optimizer(_optimizer(recipe), footprint.WIDTH["float32"] if rounded else None)
 
 
 def _micro_batch(draft: Draft) -> int:
@@ -76,7 +80,7 @@ def memory(draft: Draft) -> dict[str, int]:
     parts = {
         "weights": size.weights,
         "gradients": size.trained * size.width,
-        f"optimizer states ({_optimizer(recipe)})": size.optimizer(_optimizer(recipe)),
+        f"optimizer states ({_optimizer(recipe)})": _states(recipe, size),
         f"activations of {tokens:,} tokens, roughly": size.activations(tokens, checkpointing, mixed),
     }
     found = {f"training: {name}": number for name, number in parts.items()}
@@ -95,10 +99,11 @@ def warnings(recipe: Recipe, size: Size, parts: Sequence[Sequence[Any]]) -> list
     warn = found.append
     training = recipe.training
     rate = float(training.get("learning_rate", 1e-6))
-    if size.width == 2 and rate < SLOW and recipe.model.adapter is None:
+    rounded = training.get("bf16_rounding") == "stochastic"
+    if size.width == 2 and recipe.model.adapter is None and not rounded:
         warn(
             f"model.dtype = {recipe.model.dtype} at learning_rate = {rate:g}: most updates round to nothing in 16 bits;"
-            " use model.dtype=float32 with training.bf16=true"
+            " use model.dtype=float32 with training.bf16=true, or bfloat16 with training.bf16_rounding=stochastic"
         )
     longest = training.get("max_length", 1024)
     if recipe.sampling is not None and longest is not None and recipe.sampling.max_new_tokens > longest:
@@ -111,11 +116,7 @@ def warnings(recipe: Recipe, size: Size, parts: Sequence[Sequence[Any]]) -> list
         warn(f"the package {package} is not installed here; sampling needs it")
     if training.get("bf16") and not _has_bf16(training):
         warn("training.bf16 is not supported by this machine: train on another, or set training.use_cpu=true")
-    each = (
-        training.get("per_device_train_batch_size", 8)
-        * training.get("gradient_accumulation_steps", 1)
-        * footprint.processes()
-    )
+    each = training.get("per_device_train_batch_size", 8) * training.get("gradient_accumulation_steps", 1)
     fewest = min(map(len, parts))
     if each > fewest:
         warn(f"an update takes {each} prompts and an iteration has {fewest}: each epoch is a single update")

@@ -14,7 +14,7 @@ from nashpo.llm.recipe import footprint, objectives, outlook
 from nashpo.llm.recipe.counting import updates, work
 from nashpo.llm.recipe.planned import Draft, Phase, Plan, length, size_text
 from nashpo.llm.recipe.schema import DataSpec, Recipe
-from nashpo.llm.recipe.training import arguments
+from nashpo.llm.recipe.training import arguments, shared
 
 CHARACTERS = 4
 """Characters per token where there is no tokenizer to measure with."""
@@ -112,6 +112,7 @@ def _check_training(recipe: Recipe) -> None:
         SelfPlayConfig(**arguments(own, output_dir=str(recipe.output_dir)))
     except (ValueError, TypeError) as error:
         raise ValueError(f"training: {' '.join(str(error).split())}") from None
+    shared(recipe.training, footprint.processes())
 
 
 # ------------------------------------------------------------------------------------------------------------ prompts
@@ -166,7 +167,7 @@ def _warm_up(draft: Draft, encoder: Any) -> None:
         draft.add(0, "warmup", "the tiny model to its target")
         return
     rows = _rows(warmup.data)
-    draft.add(0, "warmup", "supervised", prompts=rows, steps=updates(rows, warmup.training, footprint.processes()))
+    draft.add(0, "warmup", "supervised", prompts=rows, steps=updates(rows, warmup.training))
 
 
 def _rows(spec: DataSpec) -> int:
@@ -187,7 +188,7 @@ def _iteration(draft: Draft, t: int) -> None:
     if compared := len(prompts) * todo.comparisons(K):
         draft.add(t + 1, "judge", ", ".join(sorted(todo.samples())), prompts=len(prompts), questions=2 * compared)
     for fit in todo.fits:
-        steps = updates(len(prompts), recipe.training, footprint.processes())
+        steps = updates(len(prompts), recipe.training)
         draft.add(t + 1, "train", fit.writes, prompts=len(prompts), steps=steps)
     evaluation = recipe.evaluation
     if evaluation is not None and (t + 1) % evaluation.every == 0:

@@ -67,6 +67,7 @@ def check(recipe: "Recipe") -> None:
             f"sampling.K = {recipe.sampling.K}: {name} compares responses to one prompt, so that at least 2 are needed"
         )
     _check_evaluation(recipe)
+    _check_weights(recipe)
     if recipe.keep_last is not None and recipe.keep_last < 1:
         raise ValueError(f"keep_last = {recipe.keep_last} must be at least 1; null keeps every iterate")
     if not 0 <= recipe.max_abstained <= 1:
@@ -101,6 +102,16 @@ def _require(recipe: "Recipe", name: str, needs: Needs) -> None:
         raise ValueError(f"pairs is given, but {name} samples its own responses: give prompts instead")
     if recipe.prompts is not None and needs.pairs:
         raise ValueError(f"prompts is given, but {name} takes its prompts from pairs: leave prompts out")
+
+
+def _check_weights(recipe: "Recipe") -> None:
+    """That the weights which are trained are of a kind that can be trained as is asked."""
+    model, training = recipe.model, recipe.training
+    if training.get("bf16_rounding") == "stochastic":
+        if model.adapter is not None:
+            raise ValueError("training.bf16_rounding is for whole models, and model.adapter trains float32 ones: leave it out")
+        if model.dtype != "bfloat16":
+            raise ValueError(f"training.bf16_rounding = stochastic needs model.dtype=bfloat16, and it is {model.dtype}")
 
 
 def _check_evaluation(recipe: "Recipe") -> None:

@@ -88,3 +88,39 @@ def arguments(training: Mapping[str, Any], **own: Any) -> dict[str, Any]:
 
     known = {f.name for f in fields(SelfPlayConfig)}
     return {**{_spelled(key, known): value for key, value in training.items()}, **own}
+
+
+def shared(training: Mapping[str, Any], processes: int, place: str = "training") -> dict[str, int]:
+    """What each of several processes does of an update, which has the same prompts on any number of them.
+
+    A recipe's update has ``per_device_train_batch_size`` · ``gradient_accumulation_steps`` prompts in all. They are
+    shared out equally; a process works on at most ``per_device_train_batch_size`` of its share at one time.
+
+    Parameters
+    ----------
+    training : mapping
+        Of a recipe; missing keys are transformers' defaults.
+    processes : int
+    place : str
+        For messages.
+
+    Returns
+    -------
+    dict
+        ``per_device_train_batch_size`` and ``gradient_accumulation_steps`` of one process.
+
+    Raises
+    ------
+    ValueError
+        If the prompts cannot be shared equally.
+    """
+    most = training.get("per_device_train_batch_size", 8)
+    update = most * training.get("gradient_accumulation_steps", 1)
+    if update % processes:
+        raise ValueError(
+            f"{place}: an update of {update} prompts (per_device_train_batch_size times gradient_accumulation_steps)"
+            f" cannot be shared out equally to {processes} processes: make it a multiple of {processes}"
+        )
+    share = update // processes
+    micro = max(size for size in range(1, min(most, share) + 1) if share % size == 0)
+    return {"per_device_train_batch_size": micro, "gradient_accumulation_steps": share // micro}

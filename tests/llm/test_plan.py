@@ -128,7 +128,6 @@ def test_steps_are_the_trainers() -> None:
     assert updates(64, training) == 2
     assert updates(65, training) == 3
     assert updates(65, {**training, "num_train_epochs": 2.5}) == 8
-    assert updates(65, training, processes=2) == 2
     assert updates(1, training) == 1
     assert updates(65, {**training, "max_steps": 7}) == 7
     assert updates(80, {}) == 30  # transformers' defaults: 8 rows, 3 epochs
@@ -287,11 +286,11 @@ def test_packaged_recipes_have_the_published_numbers() -> None:
     def rule(name: str) -> Rule:
         return load_recipe(name).rule
 
-    assert rule("sppo-mistral-7b-paper") == SPPO.from_paper(eta=1e3)
+    assert rule("sppo-mistral-7b") == SPPO.from_paper(eta=1e3)
     assert rule("sppo-mistral-7b-code") == SPPO.from_code(beta=0.001)
     assert rule("inpo-llama3-8b") == INPO.from_paper(eta=0.005, tau=0.005 / 3)
     assert rule("onpo-mistral-7b") == ONPO.from_paper(eta=1 / 0.01)
-    paper, code = load_recipe("sppo-mistral-7b-paper"), load_recipe("sppo-mistral-7b-code")
+    paper, code = load_recipe("sppo-mistral-7b"), load_recipe("sppo-mistral-7b-code")
     assert paper.sampling is not None
     assert code.sampling is not None
     assert paper.sampling.sampling().exact

@@ -337,7 +337,7 @@ def test_files_go_before_packaged_recipes_and_unknown_names_are_told(tmp_path: P
 
 def test_packaged_recipes_say_what_they_are_and_mark_every_value() -> None:
     papers = {
-        "sppo-mistral-7b-paper",
+        "sppo-mistral-7b",
         "sppo-mistral-7b-code",
         "sppo-llama3-8b",
         "sppo-gemma2-9b",

@@ -14,13 +14,14 @@ from trained import logs, naive_logprobs, weights
 from nashpo.core.rules import IPO, ONPO, SPAC, SPPO
 from nashpo.core.rules.form import Payoff, win
 from nashpo.core.selfplay import Term
-from nashpo.llm.fit import Packing, Padding, Settings, fit, policy_logprobs
+from nashpo.llm.fit import Packing, Settings, fit, policy_logprobs
 from nashpo.llm.known import stage_logprobs
 from nashpo.llm.objectives import Labelled, LogZ, Pairwise, Pointwise
 from nashpo.llm.preferences import PreferenceData, PreparedData
 from nashpo.llm.responses import Answer, Responses, Scored, StageData
 from nashpo.llm.stages import Job, objective
 from nashpo.llm.trainer import SelfPlayTrainer
+from nashpo.llm.trainer_setup import layout_of
 
 Make = Callable[..., Any]
 SIZES = (3, 2, 4, 3, 2)
@@ -272,7 +273,7 @@ def test_log_z_on_other_responses_than_the_bases_is_refused(trainer: Make) -> No
 
 
 def scores(model: Any, data: PreferenceData, made: Any, **options: Any) -> Tensor:
-    layout = Packing() if made.args.padding_free else Padding()
+    layout = layout_of(made.args, made.processing_class)
     size = made.args.precompute_ref_batch_size or made.args.per_device_eval_batch_size
     return stage_logprobs(model, data.responses, layout, size, **options)
 
