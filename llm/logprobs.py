@@ -101,7 +101,7 @@ def scored_token_logprobs(
                 f"{type(root).__name__} hands {tuple(hidden.shape[:2])} positions to its output head for input_ids"
                 f" {tuple(input_ids.shape)}: virtual tokens, as of prompt tuning, are not known here"
             )
-        weight, bias = head.weight, getattr(head, "bias", None)
+        weight, bias = _whole(head.weight), _whole(getattr(head, "bias", None))
         device = weight.device
         if device.type == "meta":
             raise ValueError(f"the output head of {type(root).__name__} has no weights in memory (they are offloaded)")
@@ -175,6 +175,12 @@ def _probe(vocabulary: int, hidden: Tensor) -> Tensor:
     """One position of made-up logits, (1, 1, V)."""
     probe = torch.tensor(_PROBE, dtype=torch.float32).repeat(-(-vocabulary // len(_PROBE)))[:vocabulary]
     return probe.to(hidden.device, hidden.dtype)[None, None]
+
+
+def _whole(values: Any) -> Any:
+    """A parameter that is spread over processes (a DTensor, as of tensor parallelism) in one piece, differentiably.
+    FSDP gathers the head's before its forward."""
+    return values.full_tensor() if hasattr(values, "full_tensor") else values
 
 
 def _nothing(values: Tensor) -> Tensor:
