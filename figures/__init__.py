@@ -19,6 +19,8 @@ FIGURES: dict[str, str] = {
     "offline_policies": "nashpo.figures.offline_policies",
     "pessimism_map": "nashpo.figures.pessimism_map",
     "offline_certificate": "nashpo.figures.offline_certificate",
+    "multiturn": "nashpo.figures.multiturn",
+    "two_turns": "nashpo.figures.two_turns",
     "sweep": "nashpo.figures.sweep",
 }
 """Every figure by name, in the order of the report."""

@@ -19,6 +19,7 @@ judge is asked about the same responses.
 
 import io
 from collections.abc import Sequence
+from contextlib import ExitStack
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -32,14 +33,14 @@ from nashpo.llm.alpaca_eval import export, exportable
 from nashpo.llm.arena_results import Played, Results, Terms, results
 from nashpo.llm.engines.config import SamplingConfig
 from nashpo.llm.engines.engine import Engine
-from nashpo.llm.entrants import Team
+from nashpo.llm.entrants import Entrant, Team
 from nashpo.llm.judges.cache import Cache
 from nashpo.llm.loop.judging import judge as judge_samples
 from nashpo.llm.loop.lock import locked
 from nashpo.llm.loop.messages import explained
 from nashpo.llm.loop.phase import key_of, write_json
 from nashpo.llm.loop.progress import Bars
-from nashpo.llm.loop.sampling import sample
+from nashpo.llm.loop.sampling import NOT_IN_KEY, Samples, sample
 from nashpo.llm.prompts import Prompt
 from nashpo.llm.standings import Array
 
@@ -82,7 +83,7 @@ def arena(
         played = play(teams, prompts, terms, out, bars)
         if alpaca is not None:
             export(alpaca, [entrant.label for entrant in played.entrants], played.prompts, played.samples)
-        scores = None if terms.harness is None else _harness(teams, terms.harness, out, bars)
+        scores = None if terms.harness is None else _harness(teams, terms.harness, out)
         found = results(played, terms, scores)
         replace_file(out / WINS, _bytes(np.array(found["wins"], dtype=np.float64)))
         write_json(out / RESULTS, found)
@@ -92,29 +93,34 @@ def arena(
 
 def play(teams: Sequence[Team], prompts: Sequence[Sequence[Prompt]], terms: Terms, out: Path, bars: Bars) -> Played:
     """Sample every policy and judge every pair; what was done before is read back."""
-    terms.judge.check()
-    engines = [team_engine(team, terms.sampling) for team in teams]
-    entrants, samples, keys = [], [], []
-    cache = Cache(out / CACHE)
-    with bars, cache, explained(bars.where, out):
+    entrants: list[Entrant] = []
+    samples: list[Samples] = []
+    with ExitStack() as held:
+        terms.judge.check()
+        held.callback(terms.judge.close)
+        engines = [team_engine(team, terms.sampling) for team in teams]
+        for engine in engines:
+            held.callback(engine.close)
+        cache = held.enter_context(Cache(out / CACHE))
+        held.enter_context(bars)
+        held.enter_context(explained(bars.where, out))
         for team, asked, engine in zip(teams, prompts, engines, strict=True):
             for entrant in team.entrants:
-                about = [engine.describe(), terms.seed, terms.sampling.shard, [p.key for p in asked]]
-                keys.append(key_of(entrant.weights, about))
-                place = out / "samples" / f"{entrant.name}-{keys[-1][:12]}"
-                drawn, _ = sample(place, engine, entrant, asked, terms.sampling.shard, terms.seed, bars)
+                about = {name: value for name, value in engine.describe().items() if name not in NOT_IN_KEY}
+                key = key_of(entrant.weights, about, terms.seed, terms.sampling.shard, [p.key for p in asked])
+                place = out / "samples" / f"{entrant.name}-{key[:12]}"
+                samples.append(sample(place, engine, entrant, asked, terms.sampling.shard, terms.seed, bars)[0])
                 entrants.append(entrant)
-                samples.append(drawn)
             engine.close()
-            if team.entrants:
-                team.entrants[0].policies.release()
+            for entrant in team.entrants[:1]:
+                entrant.policies.release()
+        texts = [key_of([[c.text for c in row] for row in drawn]) for drawn in samples]
         judged = {}
         for i, j in combinations(range(len(entrants)), 2):
-            key = key_of(terms.judge.describe(), keys[i], keys[j])
+            key = key_of(terms.judge.describe(), [p.key for p in prompts[0]], texts[i], texts[j])
             place = out / "judgements" / f"{entrants[i].name}-{entrants[j].name}-{key[:12]}"
             judged[i, j] = judge_samples(place, terms.judge, prompts[0], samples[i], samples[j], cache, bars)
-    terms.judge.close()
-    return Played(entrants, prompts[0], samples, judged, engines[0].describe())
+        return Played(entrants, prompts[0], samples, judged, engines[0].describe())
 
 
 def team_engine(team: Team, config: SamplingConfig) -> Engine:
@@ -124,7 +130,7 @@ def team_engine(team: Team, config: SamplingConfig) -> Engine:
     return engine
 
 
-def _harness(teams: Sequence[Team], harness: leaderboard.Harness, out: Path, bars: Bars) -> dict[str, Any]:
+def _harness(teams: Sequence[Team], harness: leaderboard.Harness, out: Path) -> dict[str, Any]:
     """Results of lm-eval by policy."""
     found = {}
     with explained(lambda: "lm-eval", out):
@@ -134,8 +140,8 @@ def _harness(teams: Sequence[Team], harness: leaderboard.Harness, out: Path, bar
                 place = out / "lm_eval" / f"{entrant.name}-{key[:12]}"
                 lent = entrant.parts[0][1]
                 found[entrant.label] = leaderboard.evaluate(place, key, harness, lent, team.context.tokenizer)
-            if team.entrants:
-                team.entrants[0].policies.release()
+            for entrant in team.entrants[:1]:
+                entrant.policies.release()
     return found
 
 

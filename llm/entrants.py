@@ -197,7 +197,8 @@ def _each_once(teams: Sequence[Team]) -> None:
     seen: set[str] = set()
     for team in teams:
         ways = [team.spec.dtype, team.spec.chat_template_kwargs, team.spec.attention]
-        words = fingerprint_of(team.spec.tokenizer or team.origin, None, small=True)
+        revision = None if team.spec.tokenizer else team.spec.revision
+        words = fingerprint_of(team.spec.tokenizer or team.origin, revision, small=True)
         kept = []
         for entrant in team.entrants:
             key = key_of(entrant.weights, ways, words)

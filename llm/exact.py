@@ -221,7 +221,9 @@ class ExactRun:
             slot: [self._log_policy(name, slot, i if i < last else None) for i, name in enumerate(iterates)]
             for slot in slots
         }
-        log_policies = np.stack([self._enumerated(iterates[i]) if x is None else x for i, x in enumerate(found[CURRENT])])
+        log_policies = np.stack(
+            [self._enumerated(iterates[i]) if x is None else x for i, x in enumerate(found[CURRENT])]
+        )
         second = found[slots[-1]]
         log_second = None if any(x is None for x in second) else np.stack([x for x in second if x is not None])
         result = self.evaluation.evaluate(log_policies, log_second, self._enumerated(self.reference))
@@ -233,7 +235,7 @@ class ExactRun:
         saved = self.earlier(iteration) if iteration else None
         if saved is not None and slot in saved.get("log_policies", {}):
             return np.asarray(saved["log_policies"][slot], dtype=np.float64)
-        folder, _, own = name.rpartition("/")
+        folder = name.rpartition("/")[0]
         if slot == CURRENT or not folder:
             return self._enumerated(name)
         try:

@@ -120,8 +120,8 @@ def shape_of(config: Any) -> Shape | None:
     """The shape that a transformers configuration describes, None where it lacks what a decoder of this kind has."""
     text = config.get_text_config() if hasattr(config, "get_text_config") else config
     names = ("num_hidden_layers", "hidden_size", "num_attention_heads", "intermediate_size", "vocab_size")
-    sizes = [getattr(text, name, None) for name in names]
-    if not all(isinstance(size, int) for size in sizes):
+    sizes = [size for name in names if isinstance(size := getattr(text, name, None), int)]
+    if len(sizes) < len(names):
         return None
     layers, hidden, heads, inner, vocabulary = sizes
     window = getattr(text, "sliding_window", None)

@@ -21,6 +21,8 @@ class Hardware:
     name : str
     peak : float
         FLOP/s in bf16, without sparsity.
+    single : float
+        FLOP/s in fp32, without TF32.
     memory : float
         Bytes that a program can have, a GiB below what the sheet calls a GB and the driver reports.
     bandwidth : float
@@ -35,6 +37,7 @@ class Hardware:
 
     name: str
     peak: float
+    single: float
     memory: float
     bandwidth: float
     link: float
@@ -45,10 +48,14 @@ class Hardware:
 HARDWARE: Mapping[str, Hardware] = {
     one.name: one
     for one in (
-        Hardware("a100-40", 312e12, 39 * GIB, 1.555e12, 300e9, 25e9, "NVIDIA A100 and DGX A100 data sheets, SXM"),
-        Hardware("a100-80", 312e12, 79 * GIB, 2.039e12, 300e9, 25e9, "NVIDIA A100 and DGX A100 data sheets, SXM"),
-        Hardware("h100", 989e12, 79 * GIB, 3.35e12, 450e9, 50e9, "NVIDIA H100 and DGX H100 data sheets, SXM"),
-        Hardware("h200", 989e12, 139 * GIB, 4.8e12, 450e9, 50e9, "NVIDIA H200 and DGX H200 data sheets, SXM"),
+        Hardware(
+            "a100-40", 312e12, 19.5e12, 39 * GIB, 1.555e12, 300e9, 25e9, "NVIDIA A100 and DGX A100 data sheets, SXM"
+        ),
+        Hardware(
+            "a100-80", 312e12, 19.5e12, 79 * GIB, 2.039e12, 300e9, 25e9, "NVIDIA A100 and DGX A100 data sheets, SXM"
+        ),
+        Hardware("h100", 989e12, 67e12, 79 * GIB, 3.35e12, 450e9, 50e9, "NVIDIA H100 and DGX H100 data sheets, SXM"),
+        Hardware("h200", 989e12, 67e12, 139 * GIB, 4.8e12, 450e9, 50e9, "NVIDIA H200 and DGX H200 data sheets, SXM"),
     )
 }
 """By name. The sheets give bf16 with sparsity (half of it is dense) and NVLink in both directions (half is one)."""
@@ -153,9 +160,10 @@ class Cluster:
         """Seconds for FLOPs of forward and backward, all GPUs together."""
         return flops / (self.gpus * self.hardware.peak * self.efficiency.training)
 
-    def forward(self, flops: float) -> float:
-        """Seconds for FLOPs of passes without gradient, all GPUs together."""
-        return flops / (self.gpus * self.hardware.peak * self.efficiency.forward)
+    def forward(self, flops: float, single: bool = False) -> float:
+        """Seconds for FLOPs of passes without gradient, all GPUs together, in bf16 or in fp32."""
+        peak = self.hardware.single if single else self.hardware.peak
+        return flops / (self.gpus * peak * self.efficiency.forward)
 
     def read(self, moved: float) -> float:
         """Seconds for bytes between GPUs and their memories, all GPUs together."""

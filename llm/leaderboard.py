@@ -100,7 +100,7 @@ def evaluate(
         If lm-eval is not installed.
     """
     phase = Phase(folder, "lm_eval", key)
-    if True:
+    if not phase.committed:
         phase.begin(harness=harness.describe())
         write_json(folder / RESULTS, _metrics(_run(harness, use, tokenizer)))
         phase.commit([RESULTS], harness=harness.describe())

@@ -97,10 +97,10 @@ def _fitted(rows: Sequence[Array]) -> float | None:
 def separated(x: Array, won: Array) -> bool:
     """Whether the likelihood of logit P = θ + φ x has no single maximum.
 
-    It has none where all x are the same, or some threshold has all wins on one side of it and all losses on the other
-    (a win rate within (0, 1) is a bit of both).
+    It has none where some threshold has all wins on one side of it, or on it, and all losses on the other (a win rate
+    within (0, 1) is a bit of both). So it is where all x are the same.
     """
     wins, losses = x[won > 0], x[won < 1]
-    if x.min() == x.max() or not len(wins) or not len(losses):
+    if not len(wins) or not len(losses):
         return True
     return bool(losses.max() <= wins.min() or wins.max() <= losses.min())

@@ -153,7 +153,8 @@ def output_head(model: nn.Module) -> nn.Module:
     if hasattr(head, "base_layer"):
         raise ValueError("the output head carries an adapter: leave lm_head out of the adapter's target modules")
     weight = getattr(head, "weight", None)
-    if not isinstance(weight, Tensor) or weight.ndim != 2 or not weight.is_floating_point():
+    shape = getattr(weight, "ds_shape", getattr(weight, "shape", ()))  # DeepSpeed's of a weight that it holds in parts
+    if not isinstance(weight, Tensor) or len(shape) != 2 or not weight.is_floating_point():
         raise ValueError(f"{type(root).__name__} has no linear output head to score tokens with")
     return head
 

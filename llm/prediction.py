@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -21,11 +22,11 @@ from numpy.typing import NDArray
 from nashpo.core.policies import total_variation
 from nashpo.core.rules import Rule
 from nashpo.llm.objectives import All, Half, Labelled, Logistic, LogZ, Objective, Pairwise, Pointwise
+from nashpo.tabular.counted import Counted
 from nashpo.tabular.game import Game
 from nashpo.tabular.play import play
 from nashpo.tabular.projection import Softmax
 from nashpo.tabular.run import Run
-from nashpo.tabular.sampled import Sampled
 
 Floats = NDArray[np.float64]
 REPLICATES = 1000
@@ -92,6 +93,12 @@ class Prediction:
     log_policies: Floats
     level: float = LEVEL
 
+    @cached_property
+    def _band(self) -> tuple[Floats, Floats, Floats]:
+        """The curves of both gaps, (2 T, R), and their intervals."""
+        curves = np.concatenate([self.gap_last, self.gap_average])
+        return curves, *simultaneous_band(curves, self.level)
+
     def at(self, t: int) -> dict[str, Any]:
         """After t iterations, JSON-able.
 
@@ -102,8 +109,7 @@ class Prediction:
             the exact game; ``total_variation``: ``median`` and ``high`` (the share ``level`` lies below) of the
             replicates' distance from it; ``level``, ``replicates``.
         """
-        curves = np.concatenate([self.gap_last, self.gap_average])
-        low, high = simultaneous_band(curves, self.level)
+        curves, low, high = self._band
         T = len(self.gap_last)
         rows = {"gap_last": t - 1, "gap_average": T + t - 1}
         intervals = {
@@ -159,9 +165,7 @@ def predict(
         return play(rule, game, steps, start=start, reference=reference, record="all", keep=("current",), **how)
 
     exact = played()
-    sampled = played(
-        feedback=Sampled(K=K, replicates=replicates, seed=seed), projection=_TABLES[type(objective)](objective)
-    )
+    sampled = played(feedback=Counted(K, seed, replicates), projection=_TABLES[type(objective)](objective))
     expected = exact.kept["current"]
     away = total_variation(np.exp(sampled.kept["current"]), np.exp(expected)[:, None])
     return Prediction(
@@ -199,6 +203,7 @@ def simultaneous_band(curves: Floats, level: float) -> tuple[Floats, Floats]:
         [len(row) - np.searchsorted(row, values, "left") for row, values in zip(ordered, curves, strict=True)]
     )
     depth = np.sort(np.minimum(below, above).min(axis=0))
-    cut = int(depth[int(np.floor((1 - level) * len(depth)))])
+    outside = int(np.floor((1 - level) * len(depth) + 1e-9))  # 1 − 0.95 is a little more than 0.05
+    cut = int(depth[outside])
     cut = min(cut, (curves.shape[1] + 1) // 2)
     return ordered[:, cut - 1], ordered[:, -cut]

@@ -216,7 +216,10 @@ def _collected(spec: DataSpec, encoder: PromptEncoder, seed: int, longest: int |
     items = []
     for name in names:
         row = unique[name]
-        ids = encoder.prompt(row["prompt"], _template_options(row))
+        try:
+            ids = encoder.prompt(row["prompt"], _template_options(row))
+        except ValueError as error:
+            raise ValueError(f"{_where(spec)}: {error}") from None
         if longest is not None and len(ids) > longest:
             left_out["too long"] += 1
             continue
@@ -228,9 +231,10 @@ def _held_out(items: list[Any], found: _Collected, spec: DataSpec) -> PromptSet:
     share = isinstance(spec.heldout, float)
     count = max(1, int(spec.heldout * len(items))) if share and spec.heldout else int(spec.heldout)
     if len(items) <= count:
+        out = ", ".join(f"{number} {reason}" for reason, number in sorted(found.left_out.items()) if number)
         raise ValueError(
-            f"{_where(spec)}: {len(items)} prompts are left of {found.rows} rows, and heldout = {spec.heldout} takes"
-            f" {count}: none remains for training"
+            f"{_where(spec)}: {len(items)} prompts are left of {found.rows} rows{f' ({out})' if out else ''}, and"
+            f" heldout = {spec.heldout} takes {count}: none remains for training"
         )
     cut = len(items) - count
     report = ReadReport(found.rows, cut, count, dict(+found.left_out))

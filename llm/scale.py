@@ -98,6 +98,8 @@ class JudgeShape:
         Bytes per token that all layers write.
     prompt, response : int, optional
         Tokens of each that are read at most.
+    single : bool
+        Whether it computes in fp32.
     """
 
     body: int
@@ -106,6 +108,7 @@ class JudgeShape:
     kept: float
     prompt: int | None = None
     response: int | None = None
+    single: bool = False
 
     def question(self, lengths: Lengths) -> tuple[float, float]:
         """Mean tokens and mean FLOPs of one question."""
@@ -120,7 +123,7 @@ def _cut(values: Sequence[float], most: int | None) -> float:
     return math.fsum(x if most is None else min(x, most) for x in values) / len(values)
 
 
-PAIRRM = JudgeShape(24 * 12 * 1024**2, 24 * 8 * 1024, False, 24 * 34 * 1024, 1224, 412)
+PAIRRM: JudgeShape = JudgeShape(24 * 12 * 1024**2, 24 * 8 * 1024, False, 24 * 34 * 1024, 1224, 412)
 """DeBERTa-v3-large: 24 layers of 12 · 1024² weights; three products of scores and one of values per pair."""
 
 
@@ -133,7 +136,7 @@ def judging(judge: JudgeShape, lengths: Lengths, questions: float, cluster: Clus
     """``questions`` passes, shared among the GPUs, each of which has the whole judge."""
     tokens, flops = judge.question(lengths)
     moved = _moved(WIDTH * judge.body, judge.kept, questions * tokens)
-    times = cluster.forward(questions * flops), cluster.read(moved), 0.0
+    times = cluster.forward(questions * flops, judge.single), cluster.read(moved), 0.0
     return phase_of("judging", questions * tokens, questions * flops, moved, 0, *times)
 
 

@@ -44,6 +44,16 @@ def training_memory(shape: Shape, fit: Fit, gpus: int = 1) -> Mapping[str, float
     }
 
 
+def scoring_memory(shape: Shape, tokens: float, weight: float = WIDTH) -> Mapping[str, float]:
+    """Bytes of one GPU in a pass without gradient over so many tokens at a time.
+
+    Of a layer there are at most its input in bf16 and, in fp32, what its norm makes of it, 12 H, and three tensors of
+    the MLP, 6 F.
+    """
+    inside = 12 * shape.hidden + 6 * shape.inner
+    return {"weights": weight * shape.parameters, "activations": tokens * inside}
+
+
 def sampling_memory(shape: Shape, lengths: Lengths, sampler: Sampler, hardware: Hardware) -> Mapping[str, float]:
     """Bytes of one GPU while sampling: its part of weights, keys and values."""
     places = slots(shape, lengths, sampler, hardware)

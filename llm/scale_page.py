@@ -179,7 +179,7 @@ def savings(efficiency: Efficiency) -> str:
 FITS = (
     ("full, fp32 weights, RMSprop", Fit(states=4)),
     ("full, fp32 weights, AdamW", Fit(states=8)),
-    ("full, bf16 weights with a bf16 remainder, RMSprop", Fit(weight=4, gradient=2, states=4, autocast=False)),
+    ("full, bf16 weights rounded at random, RMSprop", Fit(weight=2, gradient=2, states=4, autocast=False)),
     ("LoRA, rank 16, bf16 weights", Fit(weight=2, gradient=4, states=8, rank=16, autocast=False)),
 )
 """Ways to train, and what they keep per trained weight."""

@@ -38,6 +38,7 @@ from nashpo.llm.metrics import Batch, describe
 from nashpo.llm.objectives import Objective, per_prompt
 from nashpo.llm.preferences import PreferenceData
 from nashpo.llm.responses import Responses
+from nashpo.llm.sharding import check_sharding, keep_numbers
 from nashpo.llm.stage_rows import StageRows, collate, drop_repeated
 from nashpo.llm.stages import REFERENCE, Job
 from nashpo.llm.trainer_checks import check_first_ratio, refuse_non_finite
@@ -138,6 +139,8 @@ class SelfPlayTrainer(Trainer):  # type: ignore[misc]  # transformers is not typ
             callbacks=callbacks,
             optimizers=optimizers,
         )
+        check_sharding(args, self.accelerator)
+        keep_numbers(self.accelerator)
         # The loss is divided by the rows of the whole update here; transformers before 5.23 asks the first of these.
         self.model_accepts_loss_kwargs = True
         self.loss_is_scaled_for_ga = True

@@ -18,6 +18,7 @@ from nashpo.llm.encoding import Encoder
 from nashpo.llm.fit import Layout, Packing, Padding, SharedPrefix
 from nashpo.llm.objectives import All, Objective, Pointwise, StageTensors
 from nashpo.llm.preferences import PreferenceData
+from nashpo.llm.quantized import check_optimizer
 from nashpo.llm.responses import StageData
 from nashpo.llm.rounding import StochasticRounding
 from nashpo.llm.stages import Job, job, objective
@@ -28,12 +29,14 @@ LOST = "load the model in float32 and set bf16=true, or keep bfloat16 and set bf
 
 
 def check_arguments(model: Any, args: SelfPlayConfig, data_collator: Any, policies: Mapping[str, Any]) -> None:
-    """Refuse a collator, several GPUs without a launcher, and a policy that is the model itself (ValueError)."""
+    """Refuse a collator, an optimizer that is not installed, several GPUs without a launcher, and a policy that is the
+    model itself (ValueError)."""
     if args.n_gpu > 1:
         raise ValueError(
             f"{args.n_gpu} GPUs are visible to one process: start with `accelerate launch` or `torchrun`, or show"
             " one by CUDA_VISIBLE_DEVICES"
         )
+    check_optimizer(str(getattr(args.optim, "value", args.optim)))
     if data_collator is not None:
         raise ValueError("data_collator has no effect here: batches are made from token ids by the trainer")
     for name, policy in policies.items():

@@ -83,8 +83,9 @@ def main(argv: list[str]) -> int:
     first = next((team for team in teams if team.recipe is not None), None)
     out = _out(options.out, teams)
     sampling = _sampling(options.sampling, options.K, first)
-    prompts = _prompts(options.prompts, teams, first)
-    seed = options.seed if options.seed is not None else 0 if first is None else first.recipe.seed  # type: ignore[union-attr]
+    own = 0 if first is None or first.recipe is None else first.recipe.seed
+    seed = own if options.seed is None else options.seed
+    prompts = _prompts(options.prompts, teams, first, seed)
     terms = Terms(sampling, _judge(options.judge, first), seed, harness)
     quiet = options.quiet or options.json or not sys.stderr.isatty()
     alpaca = None if options.alpaca_eval is None else Path(options.alpaca_eval)
@@ -159,7 +160,7 @@ def _judge(words: Sequence[str], first: Team | None) -> Judge:
     return found
 
 
-def _prompts(words: Sequence[str] | None, teams: Sequence[Team], first: Team | None) -> list[list[Prompt]]:
+def _prompts(words: Sequence[str] | None, teams: Sequence[Team], first: Team | None, seed: int) -> list[list[Prompt]]:
     """The same prompts for every team, as its tokenizer reads them."""
     from nashpo.llm.prompts import Prompt, load_prompts
     from nashpo.llm.recipe.parsing import read
@@ -176,7 +177,7 @@ def _prompts(words: Sequence[str] | None, teams: Sequence[Team], first: Team | N
     if "=" in path and not Path(path).exists():
         raise ValueError(f"--prompts {path}: the first word must be a file")
     spec: DataSpec = read(DataSpec, _settings("--prompts", rest, {"path": path}), "--prompts")
-    found = [load_prompts(spec, team.encoder) for team in teams]
+    found = [load_prompts(spec, team.encoder, seed=seed) for team in teams]
     return [[*one.training, *one.heldout] for one in found]
 
 
@@ -197,16 +198,16 @@ def text(found: Results) -> str:
         rows.append(
             [
                 f"{i + 1} {name}",
-                found["exploited_by"][i] or "nobody",
                 f"{found['nash'][i]:.4f}",
                 _interval(found["nash_interval"][i]),
                 f"{found['exploitability'][i]:.4f}",
                 _interval(found["exploitability_interval"][i]),
+                "-" if (by := found["exploited_by"][i]) is None else str(names.index(by) + 1),
                 number(tokens["mean"], 3) if tokens else "-",
             ]
         )
-    header = ["policy", "exploited by", "Nash", "95 %", "exploitability", "95 %", "tokens"]
-    parts = [f"{about}, judge {kind}" if kind else about, "", table(header, rows, left=2)]
+    header = ["policy", "Nash", "95 %", "exploitability", "95 %", "by", "tokens"]
+    parts = [f"{about}, judge {kind}" if kind else about, "", table(header, rows)]
     for key, title in (("wins", "Win rate of the row"), ("length_controlled", "Length-controlled")):
         matrix: Any = found.get(key)
         if matrix is None or len(names) > MOST_COLUMNS:

@@ -29,6 +29,7 @@ def parser() -> Parser:
     made.add_argument("recipe", nargs="?", metavar="RECIPE", help="a YAML file, or the name of a packaged recipe")
     made.add_argument("changes", nargs="*", metavar="KEY=VALUE", help="changes of the recipe, as rule.eta=10")
     made.add_argument("--dry-run", action="store_true", help="check everything, print the plan, write nothing")
+    made.add_argument("--hardware", metavar="GPU", help="with --dry-run: what times are for, as h200; default this GPU")
     made.add_argument("--from", dest="origin", metavar="RUN@N", help="begin a new run from iterate N of another run")
     made.add_argument("--list", action="store_true", help="list the packaged recipes")
     made.add_argument("--show", action="store_true", help="print the recipe with its changes, and stop")
@@ -58,7 +59,7 @@ def main(argv: list[str]) -> int:
     if options.dry_run:
         from nashpo.llm.recipe.plan import plan
 
-        found = plan(recipe)
+        found = plan(recipe, options.hardware)
         print(json.dumps(found.to_json(), indent=1) if options.json else found)
         return GOOD
     from nashpo.llm.loop.machine import train

@@ -47,6 +47,7 @@ class ServerEngine:
     """
 
     kind = "ids"
+    shared = True
 
     def __init__(self, config: ServerConfig, context: EngineContext) -> None:
         self.config = config

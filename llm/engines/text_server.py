@@ -94,6 +94,7 @@ class TextServerEngine:
     """
 
     kind = "text"
+    shared = True
 
     def __init__(self, config: TextServerConfig, context: EngineContext) -> None:
         self.config = config

@@ -54,6 +54,7 @@ class APIJudge:
     """
 
     antisymmetric = False
+    shared = True
 
     def __init__(self, config: APIJudgeConfig, waits: Waits | None = None) -> None:
         self.config = config

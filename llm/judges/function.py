@@ -41,6 +41,7 @@ class FunctionJudge:
 
     form: str
     antisymmetric = False
+    shared = True
 
     def __init__(self, target: str, function: Any) -> None:
         self.name = target

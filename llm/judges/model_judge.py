@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from nashpo.core.cli import one_line
 from nashpo.llm.judges.config import ModelConfig
 from nashpo.llm.judges.judge import Text, Verdict
 from nashpo.llm.judges.weights import find_folder, fingerprint
@@ -73,7 +74,9 @@ class ModelJudge:
         return {"judge": self.name, "weights": weights, **settings, **self.identity()}
 
     def check(self) -> None:
-        """That the weights' folder is there, or the hub has the name; weights are not read.
+        """That the weights are there and those of such a judge: they are read once, on the CPU, and forgotten.
+
+        Hours of sampling come before a judge is first asked.
 
         Raises
         ------
@@ -83,6 +86,18 @@ class ModelJudge:
         folder = find_folder(self.config.path, self.config.revision, small=True)
         if not (folder / "config.json").is_file():
             raise ValueError(f"judge: {self.config.path} has no config.json; {self.name} needs a folder of a model")
+        if self._loaded:
+            return
+        try:
+            self.load(self.folder())
+        except MemoryError:
+            raise
+        except Exception as error:  # the loaders' own, of many kinds
+            problem = one_line(error)
+            if isinstance(error, ValueError) and problem.startswith(("judge", self.config.path)):
+                raise  # which knows its place
+            raise ValueError(f"judge: {self.config.path} cannot be read as {self.name} ({problem})") from error
+        self.close()
 
     def ready(self) -> None:
         """Load the weights unless they are loaded."""

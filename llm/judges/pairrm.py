@@ -127,10 +127,11 @@ class PairRM(ModelJudge):
         return find_folder(ranker["model_name"], small=True)
 
     def check(self) -> None:
-        """That both the checkpoint's and the encoder's configuration are there."""
-        super().check()
+        """That both the checkpoint's and the encoder's configuration are there, and the weights fit them."""
         folder = find_folder(self.config.path, self.config.revision, small=True)
-        self._base(folder, json.loads((folder / "config.json").read_text()))
+        if (folder / "config.json").is_file():
+            self._base(folder, json.loads((folder / "config.json").read_text()))
+        super().check()
 
     def forward(self, ids: Tensor, mask: Tensor) -> Tensor:
         """Scores (B, 2)."""

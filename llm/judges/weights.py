@@ -26,7 +26,7 @@ def find_folder(path: str, revision: str | None = None, small: bool = False) -> 
     ValueError
         If there is no such folder and the hub does not give it.
     """
-    folder = Path(path)
+    folder = Path(path).expanduser()
     if folder.is_dir():
         return folder
     if folder.is_absolute() or path.startswith(".") or path.count("/") > 1 or folder.exists():

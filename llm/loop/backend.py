@@ -23,6 +23,7 @@ from nashpo.llm.engines.engine import Engine
 from nashpo.llm.judges.cache import Cache
 from nashpo.llm.judges.judge import Judge
 from nashpo.llm.judges.matrix import Judged
+from nashpo.llm.loop.distinct import distinct, merges
 from nashpo.llm.loop.judging import answer, judge, responses_of, win_matrices
 from nashpo.llm.loop.phase import key_of
 from nashpo.llm.loop.policies import Policy, RunPolicies, Source, factors
@@ -194,7 +195,8 @@ class RunBackend:
         place = self._place("judgements", [about, on], "against-" + _short(about))
         if torch.cuda.is_available():
             self.policies.release()
-        judged = judge(place, self.judge, work.prompts, samples, others, self.cache, self.progress)
+        ranks = self.fitting.ranks
+        judged = judge(place, self.judge, work.prompts, samples, others, self.cache, self.progress, ranks)
         if torch.cuda.is_available() and getattr(self.judge, "model", None) is not None:
             self.judge.close()  # it loads its weights again when it is asked again
         if own and self._first is None:
@@ -213,7 +215,8 @@ class RunBackend:
         prompts = self.work(self.t).prompts
         # The same policy may be asked again in a later iteration (an average's), for other responses.
         seed = derived_seed(self.seed, f"samples/{self.t}")
-        return sample(place, self.engine, source, prompts, self.shard, seed, self.progress)[0]
+        ranks = self.fitting.ranks
+        return sample(place, self.engine, source, prompts, self.shard, seed, self.progress, ranks)[0]
 
     def _united(self, policy: Policy | list[Policy]) -> Samples:
         """The union of the iterates' responses for an average."""
@@ -231,6 +234,8 @@ class RunBackend:
         job = Job.of(self.form, index, product, terms)
         answers = [(term.weight, self._answer(term.answer)) for term in terms]
         stage, report, samples = self._usable(answers, own=len(terms) == 1 and terms[0].payoff.kind != "critic")
+        if merges(self.fitting.objective(job)):
+            stage = distinct(stage)
         scored = dict.fromkeys([job.start, *(policy for _, policy in product), "reference"])
         place = self._place("logprobs", writes, writes)
         known = base_logprobs(

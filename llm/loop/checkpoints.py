@@ -13,6 +13,7 @@ from typing import Any
 from transformers import TrainerCallback
 
 from nashpo.llm.loop.phase import digest, sync_folder, write_json, write_lines
+from nashpo.llm.loop.ranks import ALONE, Ranks
 
 MARKER = "complete.json"
 KEPT = 2
@@ -55,10 +56,20 @@ def last_complete(folder: Path) -> Path | None:
 
 
 class CompleteCheckpoints(TrainerCallback):  # type: ignore[misc]  # transformers is not typed here
-    """Marks each checkpoint once the Trainer has written it, and only then deletes older ones."""
+    """Marks each checkpoint once the Trainer has written it, and only then deletes older ones.
+
+    Parameters
+    ----------
+    ranks : Ranks
+        Each of them writes a part of a checkpoint.
+    """
+
+    def __init__(self, ranks: Ranks = ALONE) -> None:
+        self.ranks = ranks
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """After the Trainer's own writing."""
+        self.ranks.barrier()
         if not state.is_world_process_zero:
             return
         folder = Path(args.output_dir)

@@ -79,12 +79,13 @@ class Evaluator:
             What the iteration was trained on.
         """
         key = key_of("evaluation", self.seed, iterates, dict(against), [p.key for p in self.prompts])
-        phase = Phase(folder, "evaluation", key)
+        ranks = self.fitting.ranks
+        phase = Phase(folder, "evaluation", key, ranks)
         if not phase.committed:
             self.progress("evaluation", 0, 0)
             phase.begin()
             found = self._found(folder, key, iteration, iterates, against, training)
-            write_json(folder / RESULTS, found)
+            ranks.first(lambda: write_json(folder / RESULTS, found))
             phase.commit([RESULTS], counts={"prompts": len(self.prompts)})
         result: dict[str, Any] = json.loads((folder / RESULTS).read_bytes())
         return result
@@ -115,6 +116,7 @@ class Evaluator:
                             samples[name],
                             self.cache,
                             self.progress,
+                            self.fitting.ranks,
                         )
                     continue
                 samples[name] = samples[same]
@@ -137,7 +139,8 @@ class Evaluator:
         assert self.engine is not None
         source = Source(policy, ((1.0, policy),), self.policies)
         seed = derived_seed(self.seed, f"evaluation/{iteration}")
-        return sample(folder, self.engine, source, self.prompts, self.shard, seed, self.progress)[0]
+        ranks = self.fitting.ranks
+        return sample(folder, self.engine, source, self.prompts, self.shard, seed, self.progress, ranks)[0]
 
     def _divergences(
         self, folder: Path, key: str, current: str, against: Mapping[str, str], samples: Samples

@@ -15,6 +15,7 @@ from nashpo.llm.judges.cache import Cache
 from nashpo.llm.judges.judge import Judge
 from nashpo.llm.judges.matrix import Judged, judge_responses
 from nashpo.llm.loop.phase import Phase, key_of, read_lines, write_lines
+from nashpo.llm.loop.ranks import ALONE, Ranks, is_shared
 from nashpo.llm.loop.sampling import Progress, Samples
 from nashpo.llm.prompts import Prompt
 from nashpo.llm.responses import Answer, Responses, Scored
@@ -31,6 +32,7 @@ def judge(
     others: Samples | None,
     cache: Cache | None,
     progress: Progress,
+    ranks: Ranks = ALONE,
 ) -> list[Judged]:
     """Who beats whom, read back where it was asked before.
 
@@ -38,18 +40,21 @@ def judge(
     ----------
     others : B tuples of K' Completion, optional
         Compare with these; by default the samples among themselves.
+    ranks : Ranks
+        The files are dealt to them; a judge that all share is asked by the first.
     """
     texts, other_texts = _texts(samples), None if others is None else _texts(others)
-    about = by.describe()
+    about, by_first = by.describe(), is_shared(by)
     key = key_of("judgements", about, [p.key for p in prompts], texts, other_texts)
-    phase = Phase(folder, "judgements", key)
+    phase = Phase(folder, "judgements", key, ranks)
     if not phase.committed:
         phase.begin(judge=about)
-        progress("judgements", 0, len(prompts))
-        for number, start in enumerate(range(0, len(prompts), SHARD)):
-            path = folder / f"{number:05d}.jsonl"
-            some = slice(start, start + SHARD)
-            if not path.exists():
+        count = -(-len(prompts) // SHARD)
+        missing = ranks.first(lambda: [n for n in range(count) if not (folder / _name(n)).exists()])
+        progress("judgements", (count - len(missing)) * SHARD, len(prompts))
+        with ranks.together():
+            for done, number in enumerate(ranks.deal(missing, by_first), 1):
+                some = slice(number * SHARD, (number + 1) * SHARD)
                 judged = judge_responses(
                     by,
                     [p.text for p in prompts[some]],
@@ -58,11 +63,18 @@ def judge(
                     cache=cache,
                 )
                 lines = zip(prompts[some], judged, strict=True)
-                write_lines(path, ({"prompt_key": prompt.key, **one.to_json()} for prompt, one in lines))
-            progress("judgements", min(start + SHARD, len(prompts)), len(prompts))
+                write_lines(
+                    folder / _name(number), ({"prompt_key": prompt.key, **one.to_json()} for prompt, one in lines)
+                )
+                left = len(missing) - done * (1 if by_first else ranks.world)
+                progress("judgements", min(len(prompts), (count - max(0, left)) * SHARD), len(prompts))
         found = _read(folder, len(prompts))
         phase.commit(judge=about, counts=_counts(found))
     return _read(folder, len(prompts))
+
+
+def _name(number: int) -> str:
+    return f"{number:05d}.jsonl"
 
 
 def _texts(samples: Samples) -> list[list[str]]:
@@ -70,7 +82,7 @@ def _texts(samples: Samples) -> list[list[str]]:
 
 
 def _read(folder: Path, count: int) -> list[Judged]:
-    files = [folder / f"{number:05d}.jsonl" for number in range(-(-count // SHARD))]
+    files = [folder / _name(number) for number in range(-(-count // SHARD))]
     return [Judged.from_json(line) for path in files for line in read_lines(path)]
 
 

@@ -18,8 +18,10 @@ def locked(run: Path) -> Iterator[None]:
     Raises
     ------
     ValueError
-        If another process holds it.
+        If it is a file, or another process holds it.
     """
+    if run.exists() and not run.is_dir():
+        raise ValueError(f"output_dir = {run} is a file: give another folder")
     run.mkdir(parents=True, exist_ok=True)
     with open(run / LOCK, "a+") as file:
         try:

@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,9 +23,12 @@ from nashpo.llm.loop.messages import explained
 from nashpo.llm.loop.metrics import write_metrics
 from nashpo.llm.loop.phase import MANIFEST, versions
 from nashpo.llm.loop.progress import Bars
+from nashpo.llm.loop.ranks import FAILED, Ranks, of_job
 from nashpo.llm.loop.setup import Prepared, prepare
+from nashpo.llm.loop.start import TINY
 from nashpo.llm.recipe.parsing import difference
 from nashpo.llm.recipe.schema import Recipe
+from nashpo.llm.recipe.training import shared
 from nashpo.llm.recipe.yaml_text import parse_mapping
 
 RECIPE, STATE, REPORT = "recipe.yaml", "state.json", "report.html"
@@ -53,6 +57,8 @@ class Outcome:
 def train(recipe: Recipe, quiet: bool = True, say: Callable[[str], None] = lambda text: None) -> Outcome:
     """Run a recipe, or go on with it; of a finished run nothing is done again.
 
+    All processes that a launcher has started call this alike; the first of them tells and writes.
+
     Parameters
     ----------
     recipe : Recipe
@@ -66,17 +72,27 @@ def train(recipe: Recipe, quiet: bool = True, say: Callable[[str], None] = lambd
     ValueError
         A recipe that cannot be run, a folder of another recipe or one in use; `RunStopped` where a phase failed.
     """
-    run = Path(recipe.output_dir)
-    with locked(run):
-        _same_recipe(run, recipe)
+    run, ranks = Path(recipe.output_dir), of_job()
+    if not ranks.is_first:
+        quiet, say = True, lambda text: None
+    shared(recipe.training, ranks.world)
+    with ExitStack() as held, ranks.last_words(run):
+        ranks.first(lambda: _take(run, recipe, held))
         store = FileStore(run / STATE)
-        saved = store.load()
+        saved, reported = ranks.first(lambda: (store.load(), (run / REPORT).exists()))
         done = 0 if saved is None else saved.t
         count = recipe.iterations.count
-        if done < count or not (run / REPORT).exists():
-            _play(run, recipe, store, quiet, say)
-        push(run, run / f"iterations/{count:03d}/model", recipe.training, say)
+        if done < count or not reported:
+            _play(run, recipe, store, ranks, quiet, say)
+        ranks.first(lambda: push(run, run / f"iterations/{count:03d}/model", recipe.training, say))
         return Outcome(run, count, max(0, count - done), run / REPORT)
+
+
+def _take(run: Path, recipe: Recipe, held: ExitStack) -> None:
+    """Lock the run's folder and see that it is this recipe's."""
+    held.enter_context(locked(run))
+    _same_recipe(run, recipe)
+    shutil.rmtree(run / FAILED, ignore_errors=True)
 
 
 def _same_recipe(run: Path, recipe: Recipe) -> None:
@@ -87,13 +103,19 @@ def _same_recipe(run: Path, recipe: Recipe) -> None:
         return
     old = parse_mapping(path.read_text(encoding="utf-8"), str(path))
     changed = [line for line in difference(old, new) if not _harmless(line, old, new)]
-    if changed:
+    if changed and _begun(run, old, new):
         raise ValueError(
             f"{run} was begun with another recipe ({'; '.join(changed)}): give another output_dir, or take the change"
             f" back; --from {run}@N begins a new run from its iterate N"
         )
     if old != new:
         replace_file(path, recipe.to_yaml().encode())
+
+
+def _begun(run: Path, old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
+    """Whether something was made that depends on the recipe: one that was refused at once may be mended."""
+    made = any((run / name).exists() for name in ("start", "warmup", "iterations", STATE))
+    return made or ((run / TINY).exists() and old.get("model") != new["model"])
 
 
 def _harmless(line: str, old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
@@ -113,16 +135,17 @@ _TRANSPORT = ("url", "timeout", "retries", "patience", "concurrency", "max_calls
 
 
 class _Store:
-    """The file store; the backend is told which iteration is under way."""
+    """The file store of the first process; the backend is told which iteration is under way."""
 
-    def __init__(self, store: FileStore, backend: RunBackend, bars: Bars) -> None:
+    def __init__(self, store: FileStore, ranks: Ranks, backend: RunBackend, bars: Bars) -> None:
         self._store = store
+        self._ranks = ranks
         self._backend = backend
         self._bars = bars
 
     def load(self) -> State | None:
         """The last committed state."""
-        state = self._store.load()
+        state = self._ranks.first(self._store.load)
         t = 0 if state is None else state.t
         self._backend.at(t)
         self._bars.iteration(t + 1)
@@ -130,41 +153,53 @@ class _Store:
 
     def commit(self, state: State) -> None:
         """Make the state durable."""
-        self._store.commit(state)
+        self._ranks.first(lambda: self._store.commit(state))
         self._bars.iteration(state.t + 1)
 
 
-def _play(run: Path, recipe: Recipe, store: FileStore, quiet: bool, say: Callable[[str], None]) -> None:
+def _play(
+    run: Path, recipe: Recipe, store: FileStore, ranks: Ranks, quiet: bool, say: Callable[[str], None]
+) -> None:
     bars = Bars(quiet)
     form = recipe.rule.form()
     hub_logging.disable_progress_bar()  # a bar for every file that is read would hide the run's own
     with bars:
-        ready = prepare(run, recipe, bars, say)
+        ready = prepare(run, recipe, ranks, bars, say)
         backend = ready.backend
 
         def observe(before: State, after: State, trace: tuple[StageTrace, ...]) -> None:
             _evaluate(recipe, ready, before, after)
-            _write_card(run, recipe, after)
-            write_metrics(run, after.t)
-            write_report(run)
-            say(_line(run, after.t, recipe.iterations.count))
+            ranks.first(lambda: _tell(run, recipe, after, say))
 
         try:
-            with explained(bars.where, run):
-                cleaning: Any = _Cleaning(backend, run, recipe, form)
-                self_play(form, cleaning, recipe.iterations.count, store=_Store(store, backend, bars), observe=observe)
+            with explained(bars.where, run), ranks.naming_losses():
+                cleaning: Any = _Cleaning(backend, run, recipe, form, ranks)
+                kept = _Store(store, ranks, backend, bars)
+                self_play(form, cleaning, recipe.iterations.count, store=kept, observe=observe)
         finally:
             ready.close()
-        write_metrics(run, recipe.iterations.count)
-        write_report(run)
+        ranks.first(lambda: _report(run, recipe.iterations.count))
+
+
+def _tell(run: Path, recipe: Recipe, after: State, say: Callable[[str], None]) -> None:
+    """An iteration is done: its model card, the figures so far, a line for people."""
+    _write_card(run, recipe, after)
+    _report(run, after.t)
+    say(_line(run, after.t, recipe.iterations.count))
+
+
+def _report(run: Path, iterations: int) -> None:
+    write_metrics(run, iterations)
+    write_report(run)
 
 
 class _Cleaning:
     """The backend, with old iterates deleted after each commit as ``keep_last`` says."""
 
-    def __init__(self, backend: RunBackend, run: Path, recipe: Recipe, form: Form) -> None:
+    def __init__(self, backend: RunBackend, run: Path, recipe: Recipe, form: Form, ranks: Ranks) -> None:
         self._backend = backend
         self._run = run
+        self._ranks = ranks
         self._keep_last = recipe.keep_last
         self._averaged = any(payoff.policy == AVERAGE for payoff in form.payoffs)
 
@@ -173,6 +208,10 @@ class _Cleaning:
 
     def forget(self, state: State) -> None:
         """Delete the weights that neither the state nor ``keep_last`` needs; data are never deleted."""
+        self._ranks.first(lambda: self._delete(state))
+        self._backend.forget(state)
+
+    def _delete(self, state: State) -> None:
         needed = alive(state, self._averaged)
         for folder in sorted((self._run / "iterations").glob("*/*")):
             manifest = folder / MANIFEST
@@ -183,7 +222,6 @@ class _Cleaning:
             old = self._keep_last is not None and iteration <= state.t - self._keep_last
             if old or not iterate:
                 shutil.rmtree(folder)
-        self._backend.forget(state)
 
 
 def _evaluate(recipe: Recipe, ready: Prepared, before: State, after: State) -> None:

@@ -4,6 +4,8 @@ A phase is begun (its manifest says ``complete: false`` and holds the phase's ke
 the manifest is replaced by one with every file's digest. A phase that was committed is never done again; one that was
 only begun is continued, since a file in it is either whole or not there. The key is a function of everything that the
 phase's result depends on, so that files of another run cannot be taken for this one's.
+
+Of several processes the first reads and writes manifests, and all of them know what it found.
 """
 
 import hashlib
@@ -18,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from nashpo.core.store import replace_file
+from nashpo.llm.loop.ranks import ALONE, Ranks
 
 MANIFEST = "manifest.json"
 FORMAT = 1
@@ -80,6 +83,8 @@ class Phase:
         For people: samples, judgements, logprobs, train, model, evaluation, warmup, start.
     key : str
         See `key_of`.
+    ranks : Ranks
+        The processes that go through the phase together.
 
     Raises
     ------
@@ -87,12 +92,13 @@ class Phase:
         If the folder holds a phase of another key, or a manifest that cannot be read.
     """
 
-    def __init__(self, folder: Path, name: str, key: str) -> None:
+    def __init__(self, folder: Path, name: str, key: str, ranks: Ranks = ALONE) -> None:
         self.folder = folder
         self.name = name
         self.key = key
+        self.ranks = ranks
         self._began = time.monotonic()
-        self._manifest = self._read()
+        self._manifest = ranks.first(self._read)
 
     def _read(self) -> dict[str, Any] | None:
         path = self.folder / MANIFEST
@@ -122,6 +128,9 @@ class Phase:
         PhaseError
             If it was committed and a file has changed or is missing since.
         """
+        return self.ranks.first(self._is_committed)
+
+    def _is_committed(self) -> bool:
         if self._manifest is None or not self._manifest["complete"]:
             return False
         for name, (size, found) in self._manifest["files"].items():
@@ -140,9 +149,13 @@ class Phase:
 
     def begin(self, **about: Any) -> None:
         """Make the folder and say whose it is; files of a phase that was begun before stay."""
+        self._manifest = self.ranks.first(lambda: self._begun(about))
+
+    def _begun(self, about: Mapping[str, Any]) -> dict[str, Any]:
         self.folder.mkdir(parents=True, exist_ok=True)
-        if self._manifest is None:
-            self._write({"complete": False, **about, "files": {}})
+        if self._manifest is not None:
+            return self._manifest
+        return self._written({"complete": False, **about, "files": {}})
 
     def commit(self, files: Iterable[str] | None = None, **about: Any) -> None:
         """Say that the phase is done.
@@ -154,10 +167,13 @@ class Phase:
         about
             What else the manifest holds: counts, seed, engine, inputs.
         """
+        self._manifest = self.ranks.first(lambda: self._committed(files, about))
+
+    def _committed(self, files: Iterable[str] | None, about: Mapping[str, Any]) -> dict[str, Any]:
         names = files if files is not None else (p.name for p in self.folder.iterdir() if p.is_file())
         chosen = sorted(name for name in names if name != MANIFEST and not name.endswith(".part"))
         sizes = {name: [(self.folder / name).stat().st_size, digest(self.folder / name)] for name in chosen}
-        self._write(
+        return self._written(
             {
                 "complete": True,
                 **about,
@@ -167,9 +183,10 @@ class Phase:
             }
         )
 
-    def _write(self, rest: Mapping[str, Any]) -> None:
-        self._manifest = {"format": FORMAT, "phase": self.name, "key": self.key, **rest}
-        write_json(self.folder / MANIFEST, self._manifest)
+    def _written(self, rest: Mapping[str, Any]) -> dict[str, Any]:
+        manifest = {"format": FORMAT, "phase": self.name, "key": self.key, **rest}
+        write_json(self.folder / MANIFEST, manifest)
+        return manifest
 
 
 def sync_folder(folder: Path) -> None:

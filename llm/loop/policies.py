@@ -35,8 +35,8 @@ class RunPolicies(Protocol):
         """Context manager: a module that begins as the policy and may be trained."""
         ...
 
-    def save(self, folder: Path, module: nn.Module) -> None:
-        """Write what a ``train`` context lent into a folder."""
+    def save(self, folder: Path, module: nn.Module, state: Mapping[str, Tensor] | None = None) -> None:
+        """Write what a ``train`` context lent into a folder; its weights are ``state`` where it is sharded."""
         ...
 
     def path(self, name: str) -> Path:
@@ -108,10 +108,10 @@ class WholeFolders:
             self._free = self._free[: max(0, self._most - self._lent)]  # make room before another one is loaded
         return path, self._load(path)
 
-    def save(self, folder: Path, module: nn.Module) -> None:
+    def save(self, folder: Path, module: nn.Module, state: Mapping[str, Tensor] | None = None) -> None:
         """Weights as safetensors, configuration, tokenizer."""
         root: Any = module
-        root.save_pretrained(folder)
+        root.save_pretrained(folder, state_dict=state)
         if self._tokenizer is not None:
             self._tokenizer.save_pretrained(folder)
 
@@ -165,14 +165,14 @@ class AdapterFolders(AdapterPolicies):
                 self.model.delete_adapter(other)  # a checkpoint holds what is trained and nothing else
             yield model
 
-    def save(self, folder: Path | str, module: nn.Module) -> None:
-        """The adapter as peft writes it."""
-        state: dict[str, Tensor] = self._state(self._WORK)
-        save_file(state, str(Path(folder) / self._WEIGHTS), metadata={"format": "pt"})
+    def save(self, folder: Path | str, module: nn.Module, state: Mapping[str, Tensor] | None = None) -> None:
+        """The adapter as peft writes it; adapters are never sharded."""
+        save_file(self._state(self._WORK), str(Path(folder) / self._WEIGHTS), metadata={"format": "pt"})
         self.config.save_pretrained(str(folder))
 
     def release(self) -> None:
         """Adapters are small; the base stays."""
+        self.model.set_adapter(self._WORK)  # peft warns when one that is on is deleted
         for other in set(self.model.peft_config) - {self._WORK}:
             self.model.delete_adapter(other)
 

@@ -26,14 +26,16 @@ PATIENCE = "NASHPO_RANK_TIMEOUT"
 """Environment variable with another number of minutes."""
 FAILED = "failed"
 """Folder in a run where a process leaves its last words for the others."""
-_GONE = re.compile(
-    r"connection (was )?(closed|reset|refused)|broken pipe|timed? ?out|socket|gloo|nccl|remote process|wait\w* timeout",
-    re.IGNORECASE,
-)
+_EXCHANGE = re.compile(r"gloo/|NCCL|ProcessGroup")
+"""What errors name that come of an exchange between processes; torch has them as RuntimeError."""
 
 
 class RankError(ValueError):
     """Another process of the job has failed."""
+
+
+class Lost(RankError):
+    """Another process of the job is gone without a word, or did not come in time."""
 
 
 @dataclass(frozen=True)
@@ -67,8 +69,7 @@ class Ranks:
 
         Raises
         ------
-        RankError
-            If another process is gone, or did not come in time.
+        Lost
         """
         if self.world == 1:
             return [value]
@@ -78,7 +79,7 @@ class Ranks:
         try:
             dist.all_gather_object(found, value, group=self.group)
         except RuntimeError as error:
-            raise RankError(_gone(error)) from error
+            raise Lost(_lost(error)) from error
         return found
 
     def first(self, work: Callable[[], T]) -> T:
@@ -112,7 +113,7 @@ class Ranks:
         try:
             dist.broadcast_object_list(held, src=0, group=self.group)
         except RuntimeError as error:
-            raise RankError(_gone(error)) from error
+            raise Lost(_lost(error)) from error
         return held[0]
 
     def deal(self, work: Sequence[T], by_first: bool = False) -> Sequence[T]:
@@ -151,7 +152,7 @@ class Ranks:
             raise failure
         for rank, problem in enumerate(problems):
             if problem is not None:
-                raise RankError(f"process {rank} of {self.world}: {problem}")
+                raise RankError(f"rank {rank} of {self.world}: {problem}")
 
     @contextmanager
     def last_words(self, run: Path) -> Iterator[None]:
@@ -171,12 +172,28 @@ class Ranks:
         try:
             yield
         except Exception as error:
-            words = one_line(error)
-            if not _GONE.search(words):
-                self._leave(run, words)
-                raise
-            told = self._found(run)
-            raise RankError(told or _lost(words)) from error
+            if _has(error, Lost):
+                told = self._found(run)
+                if told is not None:
+                    raise RankError(told) from error
+            elif not _has(error, RankError):
+                self._leave(run, one_line(error))
+            raise
+
+    @contextmanager
+    def naming_losses(self) -> Iterator[None]:
+        """Errors of a training's exchange of gradients, told as what they are.
+
+        Raises
+        ------
+        Lost
+        """
+        try:
+            yield
+        except RuntimeError as error:
+            if self.world > 1 and _EXCHANGE.search(str(error)):
+                raise Lost(_lost(error)) from error
+            raise
 
     def _leave(self, run: Path, words: str) -> None:
         folder = run / FAILED
@@ -191,13 +208,18 @@ class Ranks:
     def _found(self, run: Path) -> str | None:
         for path in sorted((run / FAILED).glob("*.txt")):
             words = path.read_text(encoding="utf-8")
-            of = "" if path.stem == "0" else f"process {path.stem} of {self.world}: "
-            return words if words.startswith("process ") else f"{of}{words}"
+            return f"rank {path.stem} of {self.world}: {words}"
         return None
 
 
 ALONE = Ranks()
 """The only process."""
+
+
+def is_shared(service: Any) -> bool:
+    """Whether an engine or a judge is one that all processes would share, as a server or a function that may be paid
+    for or remember things: then the first process asks it alone. Such a class has ``shared = True``."""
+    return bool(getattr(service, "shared", False))
 
 
 def of_job() -> Ranks:
@@ -247,14 +269,20 @@ def _patience() -> float:
     return minutes
 
 
-def _gone(error: BaseException) -> str:
-    return f"connection closed: {one_line(error)}"
+def _has(error: BaseException | None, kind: type[BaseException]) -> bool:
+    """Whether an error is of a kind, or was raised because of one that is."""
+    while error is not None:
+        if isinstance(error, kind):
+            return True
+        error = error.__cause__
+    return False
 
 
-def _lost(words: str) -> str:
+def _lost(error: BaseException) -> str:
     """What is told where a process went without a word."""
+    words = one_line(error)
     shown = words if len(words) < 160 else f"{words[:157]}..."
     return (
-        f"another process of the job is gone (killed, out of memory, or its machine lost) or did not come within"
-        f" {_patience():g} minutes; what was finished is kept: run the same command again ({shown})"
+        "another process of the job is gone (killed, out of memory, or its machine lost) or did not come within"
+        f" {_patience():g} minutes ({shown})"
     )

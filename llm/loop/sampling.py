@@ -12,18 +12,26 @@ from typing import Any
 from nashpo.llm.engines.engine import Completion, Engine
 from nashpo.llm.loop.phase import Phase, key_of, read_lines, write_lines
 from nashpo.llm.loop.policies import Source
+from nashpo.llm.loop.ranks import ALONE, Ranks, is_shared
 from nashpo.llm.prompts import Prompt
 from nashpo.llm.sampling import derived_seed
 
 Samples = list[tuple[Completion, ...]]
-_NOT_IN_KEY = ("versions", "batch_size", "batch_tokens")
+NOT_IN_KEY = ("versions", "batch_size", "batch_tokens")
 """Of an engine's description: what may differ between the begin and the end of a phase."""
 Progress = Callable[[str, int, int], None]
 """Of (what is done, how many are done, of how many)."""
 
 
 def sample(
-    folder: Path, engine: Engine, policy: Source, prompts: Sequence[Prompt], shard: int, seed: int, progress: Progress
+    folder: Path,
+    engine: Engine,
+    policy: Source,
+    prompts: Sequence[Prompt],
+    shard: int,
+    seed: int,
+    progress: Progress,
+    ranks: Ranks = ALONE,
 ) -> tuple[Samples, dict[str, Any]]:
     """Responses to every prompt, read back where they were drawn before.
 
@@ -42,21 +50,23 @@ def sample(
     -------
     B tuples of K Completion, and the phase's counts
     """
-    about = engine.describe()
-    settings = {name: value for name, value in about.items() if name not in _NOT_IN_KEY}
+    about, by_first = engine.describe(), is_shared(engine)
+    settings = {name: value for name, value in about.items() if name not in NOT_IN_KEY}
     key = key_of("samples", seed, policy.factors, [p.key for p in prompts], shard, settings)
-    phase = Phase(folder, "samples", key)
+    phase = Phase(folder, "samples", key, ranks)
     if not phase.committed:
         phase.begin(policy=list(policy.factors), engine=about, seed=seed)
-        progress("samples", 0, len(prompts))
-        for number, start in enumerate(range(0, len(prompts), shard)):
-            path = folder / _name(number)
-            some = prompts[start : start + shard]
-            if not path.exists():
-                drawn = engine.sample(policy, some, derived_seed(seed, f"{policy.factors}/{number}"))
+        count = -(-len(prompts) // shard)
+        missing = ranks.first(lambda: [n for n in range(count) if not (folder / _name(n)).exists()])
+        progress("samples", (count - len(missing)) * shard, len(prompts))
+        with ranks.together():
+            for done, number in enumerate(ranks.deal(missing, by_first), 1):
+                some = prompts[number * shard : (number + 1) * shard]
+                drawn = engine.sample(policy, some, derived_seed(seed, f"{key}/{number}"))
                 _check(drawn, some)
-                write_lines(path, (_line(p, row) for p, row in zip(some, drawn, strict=True)))
-            progress("samples", start + len(some), len(prompts))
+                write_lines(folder / _name(number), (_line(p, row) for p, row in zip(some, drawn, strict=True)))
+                left = len(missing) - done * (1 if by_first else ranks.world)
+                progress("samples", min(len(prompts), (count - max(0, left)) * shard), len(prompts))
         found = _read(folder, len(prompts), shard)
         counts = {**_counts(found), **getattr(engine, "counts", {})}
         phase.commit(policy=list(policy.factors), engine=about, seed=seed, counts=counts)

@@ -1,9 +1,13 @@
 """Everything that a run needs before its first iteration, made from its recipe, and what can be refused refused."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
+
+import torch
+from torch import nn
 
 from nashpo.llm.engines.config import SamplingConfig
 from nashpo.llm.engines.engine import Engine, EngineContext
@@ -12,14 +16,20 @@ from nashpo.llm.judges.config import TableConfig
 from nashpo.llm.judges.judge import Judge
 from nashpo.llm.loop.backend import RunBackend
 from nashpo.llm.loop.evaluating import Evaluator
-from nashpo.llm.loop.loading import ADAPTER, device, encoder_of, end_ids, load_model, load_tokenizer
+from nashpo.llm.loop.loading import device, encoder_of, end_ids, load_model, load_tokenizer
 from nashpo.llm.loop.policies import AdapterFolders, RunPolicies, WholeFolders
 from nashpo.llm.loop.progress import Bars
+from nashpo.llm.loop.ranks import Ranks
 from nashpo.llm.loop.start import TINY, base, build, start
 from nashpo.llm.loop.training import Fitting
 from nashpo.llm.loop.work import Plan, read_work
+from nashpo.llm.quantized import check_optimizer
+from nashpo.llm.recipe.footprint import measure
+from nashpo.llm.recipe.model_limits import Limits, check_lengths, check_reference, check_tokens
+from nashpo.llm.recipe.places import ADAPTER
 from nashpo.llm.recipe.requirements import Needs
 from nashpo.llm.recipe.schema import DataSpec, Recipe
+from nashpo.llm.sharding import asked_for, check_asked
 
 CACHE = "judge_cache.jsonl"
 
@@ -44,8 +54,8 @@ class Prepared:
             held.close()
 
 
-def prepare(run: Path, recipe: Recipe, bars: Bars, say: Callable[[str], None]) -> Prepared:
-    """Load, read and check everything.
+def prepare(run: Path, recipe: Recipe, ranks: Ranks, bars: Bars, say: Callable[[str], None]) -> Prepared:
+    """Load, read and check everything, on each process of the job.
 
     Raises
     ------
@@ -53,23 +63,30 @@ def prepare(run: Path, recipe: Recipe, bars: Bars, say: Callable[[str], None]) -
         Whatever cannot work, before any long work is done.
     """
     form, needs = recipe.rule.form(), Needs.of(recipe.rule.form())
+    check_asked(recipe.training, ranks.world, device().type)
+    check_optimizer(str(recipe.training.get("optim", "")))
     bars.phase("model")
-    build(run, recipe)
+    build(run, recipe, ranks)
+    if recipe.model.build is not None:
+        torch.set_num_threads(1)  # waiting for each other takes threads longer than so small a model does
     origin = base(run, recipe)
-    tokenizer = load_tokenizer(recipe.model, origin)
-    model: Any = load_model(recipe.model, origin)
+    key = "model.path" if recipe.start_from is None else "start_from"
+    tokenizer = load_tokenizer(recipe.model, origin, key)
+    model: Any = load_model(recipe.model, origin, key)
     ends, vocabulary = end_ids(tokenizer, model), model.get_input_embeddings().weight.shape[0]
     encoder = encoder_of(recipe.model, tokenizer, ends)
     fitting = Fitting(
-        recipe.training, lambda job: recipe.objective.build(recipe.rule, job), tokenizer, recipe.seed, bars.quiet
+        recipe.training, lambda job: recipe.objective.build(recipe.rule, job), tokenizer, recipe.seed, bars.quiet, ranks
     )
     bars.phase("data")
     plan = read_work(recipe, tiny_prompts(run, recipe), encoder, vocabulary)
     say(plan.report)
+    for line in _checked(recipe, origin, plan, tokenizer, ends, Limits.of(model.config, vocabulary)):
+        say(line)
     bars.phase("judge")
     judge = judge_of(run, recipe)
     if judge is not None:
-        judge.check()
+        ranks.first(judge.check)  # which may read its weights
     context = EngineContext(
         tokenizer,
         ends,
@@ -84,7 +101,7 @@ def prepare(run: Path, recipe: Recipe, bars: Bars, say: Callable[[str], None]) -
     del model
     bars.phase("")
     policies = policies_of(run, recipe, begin, tokenizer)
-    cache = None if judge is None else Cache(run / CACHE)
+    cache = None if judge is None else Cache(run / _cache(ranks))
     shard = recipe.sampling.shard if recipe.sampling is not None else 64
     backend = RunBackend(
         run,
@@ -102,6 +119,25 @@ def prepare(run: Path, recipe: Recipe, bars: Bars, say: Callable[[str], None]) -
     )
     evaluator = _evaluator(run, recipe, plan, policies, judge, cache, fitting, context, shard, bars)
     return Prepared(backend, evaluator)
+
+
+def _checked(recipe: Recipe, origin: str, plan: Plan, tokenizer: Any, ends: Sequence[int], limits: Limits) -> list[str]:
+    """Hold data, reference and adapter against the model; what should be known is returned."""
+    parts = [[prompt.ids for prompt in work.prompts] for work in plan.iterations]
+    held_out = [prompt.ids for prompt in plan.heldout]
+    check_tokens(limits, [ids for part in [*parts, held_out] for ids in part], tokenizer.pad_token_id, ends)
+    _check_adapter(recipe)
+    if recipe.model.adapter is not None:
+        measure(replace(recipe.model, path=origin, build=None))  # makes the adapter without any weights
+    check_reference(recipe, limits)
+    known = check_lengths(recipe, limits, parts, held_out)
+    ending = [] if ends else ["no end token is known: every response is cut at sampling.max_new_tokens"]
+    return ending + ([known] if known else [])
+
+
+def _cache(ranks: Ranks) -> str:
+    """One file per process, since a file of answers has one writer."""
+    return CACHE if ranks.is_first else f"judge_cache.{ranks.rank}.jsonl"
 
 
 def _engine(sampling: SamplingConfig | None, context: EngineContext) -> Engine | None:
@@ -135,12 +171,11 @@ def policies_of(run: Path, recipe: Recipe, begin: str, tokenizer: Any) -> RunPol
     ValueError
         If the reference or the adapter cannot be had beside it.
     """
-    reference = begin if recipe.reference is None else str(recipe.reference.path)
     if recipe.model.adapter is None:
+        reference = begin if recipe.reference is None else str(recipe.reference.path)
         origins = {"start": Path(begin), "reference": Path(reference), "behavior": Path(begin)}
-        return WholeFolders(run, origins, lambda path: load_model(recipe.model, path), tokenizer)
-    if reference != begin:
-        raise ValueError("reference is given beside model.adapter: the reference is the model with its adapters off")
+        return WholeFolders(run, origins, partial(_load, recipe, begin), tokenizer)
+    _check_adapter(recipe)
     if (Path(begin) / ADAPTER).exists():
         raise ValueError(f"{begin} holds an adapter: merge it into its base before another one is trained on it")
     from peft import LoraConfig
@@ -150,6 +185,24 @@ def policies_of(run: Path, recipe: Recipe, begin: str, tokenizer: Any) -> RunPol
     except TypeError as error:
         raise ValueError(f"model.adapter: {error} (its keys are fields of peft's LoraConfig)") from None
     return AdapterFolders(run, load_model(recipe.model, begin), config, Path(begin))
+
+
+def _load(recipe: Recipe, begin: str, path: Path) -> nn.Module:
+    """One of the run's policies; the reference with its own revision and attention, in the model's dtype."""
+    other = recipe.reference
+    if other is None or path != Path(str(other.path)) or path == Path(begin):
+        return load_model(recipe.model, path)
+    return load_model(replace(other, dtype=recipe.model.dtype), path, "reference.path")
+
+
+def _check_adapter(recipe: Recipe) -> None:
+    """What an adapter leaves no room for."""
+    if recipe.model.adapter is None:
+        return
+    if (asked := asked_for(recipe.training)) is not None:
+        raise ValueError(f"{asked} shards models, and model.adapter trains a part of one: leave sharding out")
+    if recipe.reference is not None and Path(str(recipe.reference.path)) != Path(str(recipe.model.path)):
+        raise ValueError("reference is given beside model.adapter: the reference is the model with its adapters off")
 
 
 def _evaluator(
@@ -166,8 +219,6 @@ def _evaluator(
 ) -> Evaluator | None:
     if recipe.evaluation is None:
         return None
-    from dataclasses import replace
-
     sampling = None if recipe.sampling is None else replace(recipe.sampling, K=recipe.evaluation.K)
     prompts = plan.heldout
     if recipe.model.build is not None and not prompts:

@@ -12,9 +12,11 @@ from typing import Any
 from nashpo.llm.encoding import Encoder
 from nashpo.llm.loop.checkpoints import CompleteCheckpoints, LogFile, checkpoints, last_complete
 from nashpo.llm.loop.phase import Phase, key_of
+from nashpo.llm.loop.ranks import ALONE, Ranks
 from nashpo.llm.loop.training import LOG, Fitting
 from nashpo.llm.prompts import read_rows
 from nashpo.llm.recipe.schema import Recipe
+from nashpo.llm.sharding import whole_state
 from nashpo.llm.warmup import supervised_data, tiny_data, warm_up
 
 TINY = "tiny"
@@ -28,19 +30,24 @@ def base(run: Path, recipe: Recipe) -> str:
     return recipe.model.path if recipe.model.path is not None else str(run / TINY)
 
 
-def build(run: Path, recipe: Recipe) -> None:
+def build(run: Path, recipe: Recipe, ranks: Ranks = ALONE) -> None:
     """The tiny model that the recipe asks for, with its prompts and its game, in ``RUN/tiny``."""
     if recipe.model.build is None:
         return
+    import torch
+
     from nashpo.llm.tiny import build_tiny
     from nashpo.llm.tiny_game import write_tables
 
+    torch.set_num_threads(1)  # in a model this small, threads do little but wait for each other
+
     tiny: Any = recipe.model.build
-    phase = Phase(run / TINY, "tiny", key_of("tiny", recipe.to_dict()["model"]["build"]))
+    phase = Phase(run / TINY, "tiny", key_of("tiny", recipe.to_dict()["model"]["build"]), ranks)
     if not phase.committed:
         phase.begin()
-        build_tiny(tiny, phase.folder)
-        write_tables(tiny, phase.folder)
+        if ranks.is_first:
+            build_tiny(tiny, phase.folder)
+            write_tables(tiny, phase.folder)
         phase.commit()
 
 
@@ -49,7 +56,8 @@ def start(run: Path, recipe: Recipe, origin: str, model: Any, fitting: Fitting, 
     about: Mapping[str, Any] = recipe.to_dict()
     warmup = recipe.warmup if recipe.start_from is None else None
     key = key_of("start", _named(run, origin), about["model"], None if warmup is None else about["warmup"], recipe.seed)
-    phase = Phase(run / "start", "start", key)
+    ranks = fitting.ranks
+    phase = Phase(run / "start", "start", key, ranks)
     if warmup is None:
         if not phase.committed:
             phase.begin()
@@ -59,8 +67,9 @@ def start(run: Path, recipe: Recipe, origin: str, model: Any, fitting: Fitting, 
         phase.begin()
         _warm_up(run / "warmup", phase.folder, recipe, model, fitting, encoder, key)
         phase.commit(model=_named(run, origin))
-        for old in checkpoints(run / "warmup"):
-            shutil.rmtree(old)
+        if ranks.is_first:
+            for old in checkpoints(run / "warmup"):
+                shutil.rmtree(old)
     return str(phase.folder)
 
 
@@ -85,16 +94,19 @@ def _warm_up(
     else:
         assert warmup.data is not None
         data = supervised_data(read_rows(warmup.data), encoder, args.max_length)
-    checkpoint = last_complete(folder)
+    ranks = fitting.ranks
+    checkpoint = ranks.first(lambda: last_complete(folder))
     log_file = LogFile(folder / LOG)
     trainer = warm_up(
         model,
         data,
         args,
         fitting.tokenizer,
-        [CompleteCheckpoints(), log_file],
+        [CompleteCheckpoints(ranks), log_file],
         None if checkpoint is None else str(checkpoint),
     )
-    log_file.write(trainer.state.log_history)
-    model.save_pretrained(result)
-    fitting.tokenizer.save_pretrained(result)
+    state = whole_state(trainer, keep=ranks.is_first)
+    if ranks.is_first:
+        log_file.write(trainer.state.log_history)
+        model.save_pretrained(result, state_dict=state)
+        fitting.tokenizer.save_pretrained(result)

@@ -22,11 +22,13 @@ from nashpo.llm.loop.checkpoints import CompleteCheckpoints, LogFile, last_compl
 from nashpo.llm.loop.hub import OPTIONS
 from nashpo.llm.loop.phase import Phase
 from nashpo.llm.loop.policies import RunPolicies, label
+from nashpo.llm.loop.ranks import ALONE, Ranks
 from nashpo.llm.objectives import Objective
 from nashpo.llm.preferences import PreferenceData
-from nashpo.llm.recipe.training import arguments
+from nashpo.llm.recipe.training import arguments, shared
 from nashpo.llm.responses import Responses
 from nashpo.llm.sampling import derived_seed
+from nashpo.llm.sharding import whole_state
 from nashpo.llm.stages import Job
 from nashpo.llm.trainer import SelfPlayTrainer
 from nashpo.llm.trainer_setup import layout_of
@@ -51,6 +53,8 @@ class Fitting:
         Of the run.
     quiet : bool
         Without progress bars.
+    ranks : Ranks
+        The processes that share the work of the run.
     """
 
     training: Mapping[str, Any]
@@ -58,6 +62,7 @@ class Fitting:
     tokenizer: Any
     seed: int
     quiet: bool
+    ranks: Ranks = ALONE
 
     def arguments(self, folder: Path, key: str) -> SelfPlayConfig:
         """The trainer's arguments for one piece of work."""
@@ -69,6 +74,7 @@ class Fitting:
             **{
                 "disable_tqdm": self.quiet,
                 **options,
+                **shared(self.training, self.ranks.world),
                 "output_dir": str(folder),
                 "seed": derived_seed(self.seed, key) % 2**31,
                 "save_total_limit": None,  # older checkpoints go when the newer one is complete, not before
@@ -86,31 +92,44 @@ def base_logprobs(
     progress: Callable[[str, int, int], None],
 ) -> dict[str, Tensor]:
     """log π of every response under each of the policies, computed or read back."""
-    phase = Phase(folder, "logprobs", key)
+    ranks = fitting.ranks
+    phase = Phase(folder, "logprobs", key, ranks)
     if not phase.committed:
         phase.begin(policies=list(names))
         progress("logprobs", 0, len(names))
         args = fitting.arguments(folder, key)
         for number, name in enumerate(names):
             path = folder / f"{label(name)}.safetensors"
-            if not path.exists():
-                with policies.use(name) as model:
-                    found = _logprobs(model, responses, args, fitting.tokenizer)
-                aside = path.with_suffix(".part")
-                save_file({"logprobs": found.cpu().contiguous()}, str(aside))
-                aside.replace(path)
+            if not ranks.first(path.exists):
+                with ranks.together(), policies.use(name) as model:
+                    found = _logprobs(model, responses, args, fitting)
+                if ranks.is_first:
+                    aside = path.with_suffix(".part")
+                    save_file({"logprobs": found}, str(aside))
+                    aside.replace(path)
             progress("logprobs", number + 1, len(names))
         phase.commit(policies=list(names), counts={"policies": len(names), "prompts": len(responses)})
     return {name: load_file(str(folder / f"{label(name)}.safetensors"))["logprobs"] for name in names}
 
 
-def _logprobs(model: torch.nn.Module, responses: Responses, args: SelfPlayConfig, tokenizer: Any) -> Tensor:
-    """By the pass of the trainer under these arguments."""
-    layout = layout_of(args, tokenizer)
+def _logprobs(model: torch.nn.Module, responses: Responses, args: SelfPlayConfig, fitting: Fitting) -> Tensor:
+    """By the pass of the trainer under these arguments. Batches are dealt to the processes whole, so that the numbers
+    are the same bit for bit on any number of them."""
+    ranks = fitting.ranks
+    layout = layout_of(args, fitting.tokenizer)
     lower = torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else None
     autocast = None if lower is None else torch.autocast(next(model.parameters()).device.type, lower)
     size = args.precompute_ref_batch_size or args.per_device_eval_batch_size
-    return stage_logprobs(model, responses, layout, size, autocast)
+    batches = [range(start, min(start + size, len(responses))) for start in range(0, len(responses), size)]
+    mine = [b for batch in ranks.deal(batches) for b in batch]
+    found = torch.zeros(0, 0, dtype=torch.float64)
+    if mine:
+        part = Responses.drawn([responses.sequences[b] for b in mine])
+        found = stage_logprobs(model, part, layout, size, autocast)
+    result = torch.zeros_like(responses.weights)
+    for rows, values in ranks.gather((mine, found.cpu())):
+        result[rows, : values.shape[1]] = values
+    return result
 
 
 def train(
@@ -137,14 +156,15 @@ def train(
         With the log-probabilities of the base policies.
     fitting : Fitting
     """
-    model_phase = Phase(result, "model", key)
-    phase = Phase(folder, "train", key)
+    ranks = fitting.ranks
+    model_phase = Phase(result, "model", key, ranks)
+    phase = Phase(folder, "train", key, ranks)
     if model_phase.committed and phase.committed:
         return
     if not model_phase.committed:
         phase.begin(stage=job.stage.writes)
         args = fitting.arguments(folder, key)
-        checkpoint = last_complete(folder)
+        checkpoint = ranks.first(lambda: last_complete(folder))
         torch.manual_seed(args.seed)  # a fresh adapter draws its weights
         with policies.train(job.start) as model:
             trainer = SelfPlayTrainer(
@@ -154,26 +174,32 @@ def train(
                 processing_class=fitting.tokenizer,
                 job=job,
                 objective=fitting.objective(job),
-                callbacks=[CompleteCheckpoints(), log_file := LogFile(folder / LOG)],
+                callbacks=[CompleteCheckpoints(ranks), log_file := LogFile(folder / LOG)],
             )
             trainer.remove_callback(PrinterCallback)
             trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
-            log_file.write(trainer.state.log_history)
+            if ranks.is_first:
+                log_file.write(trainer.state.log_history)
             steps = trainer.state.global_step
+            state = whole_state(trainer, keep=ranks.is_first)
             del trainer
-            _write_model(model_phase, result, policies, model)
+            _write_model(model_phase, result, policies, model, state)
         phase.begin(stage=job.stage.writes)
         phase.commit([LOG], stage=job.stage.writes, counts={"steps": steps, "prompts": len(data)})
     elif not phase.committed:  # stopped between the two commits
         phase.begin(stage=job.stage.writes)
         phase.commit([LOG], stage=job.stage.writes, counts={"prompts": len(data)})
-    for old in folder.glob("checkpoint-*"):
-        shutil.rmtree(old)
+    if ranks.is_first:
+        for old in folder.glob("checkpoint-*"):
+            shutil.rmtree(old)
 
 
-def _write_model(phase: Phase, folder: Path, policies: RunPolicies, model: Any) -> None:
+def _write_model(
+    phase: Phase, folder: Path, policies: RunPolicies, model: Any, state: Mapping[str, Tensor] | None
+) -> None:
     """Weights, configuration and tokenizer; what an interrupted writing left is written over. The model card is no
     part of it: it is written when the iterate has been evaluated."""
     phase.begin()
-    policies.save(folder, model)
+    if phase.ranks.is_first:
+        policies.save(folder, model, state)
     phase.commit(p.name for p in folder.iterdir() if p.is_file() and p.name != CARD)

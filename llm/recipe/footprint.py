@@ -7,10 +7,13 @@ engine of its own process takes and what a judge takes are not in it.
 import os
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from nashpo.core.cli import suggestion
+from nashpo.llm.flops import Shape, shape_of
+from nashpo.llm.recipe.places import weights_place
 from nashpo.llm.recipe.schema import ModelSpec
 
 WIDTH: Mapping[str, int] = {"float32": 4, "bfloat16": 2, "float16": 2}
@@ -44,6 +47,8 @@ class Size:
     layers, hidden : int
     cached : int
         Bytes of keys and values per token of a sequence that is sampled.
+    shape : Shape, optional
+        What it computes, where its configuration is that of a usual decoder.
     """
 
     parameters: int
@@ -52,6 +57,7 @@ class Size:
     layers: int
     hidden: int
     cached: int
+    shape: Shape | None = None
 
     @property
     def weights(self) -> int:
@@ -106,11 +112,17 @@ def measure(model: ModelSpec) -> Size:
     width = WIDTH[model.dtype]
     grouped = getattr(text, "num_key_value_heads", None) or heads
     cached = 2 * text.num_hidden_layers * grouped * each * width
-    return Size(parameters, trained, width, text.num_hidden_layers, text.hidden_size, cached)
+    return Size(parameters, trained, width, text.num_hidden_layers, text.hidden_size, cached, shape_of(config))
 
 
-def read_config(model: ModelSpec) -> Any:
+def read_config(model: ModelSpec, key: str = "model.path") -> Any:
     """The configuration of a model, from its folder or the hub.
+
+    Parameters
+    ----------
+    model : ModelSpec
+    key : str
+        What the recipe calls it, for messages.
 
     Raises
     ------
@@ -120,19 +132,15 @@ def read_config(model: ModelSpec) -> Any:
     from transformers import AutoConfig
 
     path = str(model.path)
-    folder = Path(path).expanduser()
-    if folder.is_dir() and not (folder / "config.json").is_file():
-        raise ValueError(f"model.path = {path!r}: the folder has no config.json")
+    place = weights_place(key, path)
     try:
-        return AutoConfig.from_pretrained(
-            folder if folder.is_dir() else path, revision=model.revision, trust_remote_code=model.trust_remote_code
-        )
+        return AutoConfig.from_pretrained(place, revision=model.revision, trust_remote_code=model.trust_remote_code)
     except (OSError, ValueError, KeyError) as error:
         problem = " ".join(str(error).split())
         problem = problem if len(problem) < 200 else f"{problem[:197]}..."
         raise ValueError(
-            f"model.path = {path!r}: no configuration could be read ({problem}). For a plan without network, or of a"
-            " model that asks for a licence, give a folder with its config.json by model.path=FOLDER"
+            f"{key} = {path!r}: no configuration could be read ({problem}). For a plan without network, or of a"
+            f" model that asks for a licence, give a folder with its config.json by {key}=FOLDER"
         ) from None
 
 
@@ -151,6 +159,11 @@ def _adapter_parameters(model: Any, adapter: Mapping[str, Any]) -> int:
         from peft import LoraConfig, get_peft_model
     except ModuleNotFoundError:
         raise ValueError("model.adapter needs the package peft, which is not installed: pip install peft") from None
+    known = [f.name for f in fields(LoraConfig) if f.init]
+    if (unknown := next((name for name in adapter if name not in known), None)) is not None:
+        raise ValueError(
+            f"model.adapter: {unknown!r} is no field of peft's LoraConfig; {suggestion(unknown, known, 'fields are')}"
+        )
     try:
         with torch.device("meta"), warnings.catch_warnings():
             warnings.simplefilter("ignore")

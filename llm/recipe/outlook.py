@@ -5,10 +5,14 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from nashpo.llm.hardware import needed
 from nashpo.llm.recipe import footprint
 from nashpo.llm.recipe.footprint import Size
 from nashpo.llm.recipe.planned import Draft
 from nashpo.llm.recipe.schema import Recipe
+from nashpo.llm.recipe.timing import fit_of, responses_read
+from nashpo.llm.recipe.training import shared
+from nashpo.llm.scale_memory import training_memory
 
 _ENGINES_PACKAGES = {"VLLMConfig": "vllm"}
 
@@ -49,25 +53,26 @@ def _states(recipe: Recipe, size: Size) -> int:
     return size.optimizer(_optimizer(recipe), footprint.WIDTH["float32"] if rounded else None)
 
 
-def _micro_batch(draft: Draft) -> int:
-    """Tokens of one micro-batch: prompts of mean length with every response that enters the loss."""
-    recipe = draft.recipe
-    mean = draft.mean_length
-    longest = recipe.training.get("max_length", 1024) or math.inf
+def micro_batch(recipe: Recipe, mean: float, processes: int = 1) -> int:
+    """Tokens of one micro-batch at most: prompts of mean length with every response that goes through the model.
+
+    Parameters
+    ----------
+    recipe : Recipe
+    mean : float
+        Tokens of a prompt.
+    processes : int
+        That share an update.
+    """
+    training = recipe.training
+    longest = training.get("max_length", 1024) or math.inf
+    prompts = shared(training, processes)["per_device_train_batch_size"]
+    count = responses_read(recipe)
     if recipe.sampling is None:
-        return int(2 * recipe.training.get("per_device_train_batch_size", 8) * min(longest, 2 * mean))
-    used = _responses_used(recipe)
-    each = min(longest, mean + recipe.sampling.max_new_tokens)
-    return int(recipe.training.get("per_device_train_batch_size", 8) * used * each)
-
-
-def _responses_used(recipe: Recipe) -> int:
-    pairs = getattr(recipe.objective, "pairs", None)
-    if pairs is None:
-        pairs = "best_worst" if recipe.rule_spec["name"] == "sppo" else "all"
-    assert recipe.sampling is not None
-    own = 2 if pairs == "best_worst" else recipe.sampling.K
-    return own + 2 if recipe.pairs is not None else own
+        return int(prompts * count * min(longest, 2 * mean))
+    response = min(longest - mean, recipe.sampling.max_new_tokens)
+    once = training.get("share_prefix", True) and training.get("padding_free", True)
+    return int(prompts * ((1 if once else count) * mean + count * response))
 
 
 def memory(draft: Draft) -> dict[str, int]:
@@ -75,15 +80,22 @@ def memory(draft: Draft) -> dict[str, int]:
     recipe, size = draft.recipe, draft.size
     training = recipe.training
     checkpointing = bool(training.get("gradient_checkpointing") or training.get("activation_checkpointing"))
-    tokens = _micro_batch(draft)
+    tokens = micro_batch(recipe, draft.mean_length)
     mixed = bool(training.get("bf16") or training.get("fp16"))
     parts = {
         "weights": size.weights,
         "gradients": size.trained * size.width,
         f"optimizer states ({_optimizer(recipe)})": _states(recipe, size),
-        f"activations of {tokens:,} tokens, roughly": size.activations(tokens, checkpointing, mixed),
     }
-    found = {f"training: {name}": number for name, number in parts.items()}
+    if size.shape is None:
+        parts[f"activations of {tokens:,} tokens, roughly"] = size.activations(tokens, checkpointing, mixed)
+    else:
+        whole = training_memory(size.shape, fit_of(recipe, size, 1, tokens))
+        parts["weights in bf16 during a forward"] = int(whole["weights in bf16"])
+        wide = 1 if size.width == 2 or mixed else 2
+        parts[f"activations of {tokens:,} tokens, at most"] = wide * int(whole["activations"])
+        parts["output head"] = int(whole["output head"])
+    found = {f"training: {name}": number for name, number in parts.items() if number}
     found["training in all, on one device"] = sum(parts.values())
     if recipe.sampling is not None and (batch := getattr(recipe.sampling, "batch_size", None)) is not None:
         each = draft.mean_length + recipe.sampling.max_new_tokens
@@ -91,6 +103,31 @@ def memory(draft: Draft) -> dict[str, int]:
         found["sampling: weights"] = size.weights * mixed_policies
         found[f"sampling: keys and values of {batch} sequences"] = int(batch * each * size.cached * mixed_policies)
     return found
+
+
+def hardware(recipe: Recipe, size: Size, mean: float) -> str:
+    """The fewest GPUs of each kind that the training fits by `memory`, everything sharded where there are several.
+
+    Empty for a model whose shape is not known.
+
+    Parameters
+    ----------
+    recipe : Recipe
+    size : Size
+    mean : float
+        Tokens of a prompt.
+    """
+    if size.shape is None:
+        return ""
+    update = recipe.training.get("per_device_train_batch_size", 8) * recipe.training.get(
+        "gradient_accumulation_steps", 1
+    )
+    by = {}
+    for gpus in (1, 2, 4, 8):
+        if update % gpus == 0:
+            fit = fit_of(recipe, size, 1, micro_batch(recipe, mean, gpus))
+            by[gpus] = sum(training_memory(size.shape, fit, gpus).values())
+    return " or ".join(needed(by)) or "more than 8 of the largest GPUs known here"
 
 
 def warnings(recipe: Recipe, size: Size, parts: Sequence[Sequence[Any]]) -> list[str]:

@@ -216,7 +216,7 @@ def _read_str(_: Any, value: Any, place: str) -> str:
 def _read_path(_: Any, value: Any, place: str) -> Path:
     if not isinstance(value, str) or not value:
         raise _wrong(place, value, "a path")
-    return Path(value)
+    return Path(value).expanduser()
 
 
 def _read_list(inner: Sequence[Any], value: Any, place: str) -> list[Any]:

@@ -9,10 +9,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from nashpo.llm.judges.config import ModelConfig
 from nashpo.llm.prompts import PromptSet, load_pairs, load_prompts, split
-from nashpo.llm.recipe import footprint, objectives, outlook
+from nashpo.llm.quantized import check_optimizer
+from nashpo.llm.recipe import footprint, objectives, outlook, timing
 from nashpo.llm.recipe.counting import updates, work
-from nashpo.llm.recipe.planned import Draft, Phase, Plan, length, size_text
+from nashpo.llm.recipe.model_limits import Limits, check_lengths, check_reference, check_tokens
+from nashpo.llm.recipe.places import weights_place
+from nashpo.llm.recipe.planned import Draft, Phase, Plan, ids_of, length, size_text
 from nashpo.llm.recipe.schema import DataSpec, Recipe
 from nashpo.llm.recipe.training import arguments, shared
 
@@ -32,19 +36,25 @@ class CharacterCount:
         return [0] * max(1, math.ceil(characters / CHARACTERS))
 
 
-def plan(recipe: Recipe) -> Plan:
+def plan(recipe: Recipe, hardware: str | None = None) -> Plan:
     """Check a recipe against its files and count what it would do.
 
     Parameters
     ----------
     recipe : Recipe
+    hardware : str, optional
+        What times are predicted for, a name of `nashpo.llm.hardware.HARDWARE`; by default the GPU that is here.
 
     Raises
     ------
     ValueError
-        Whatever would stop the run: a model without configuration, files that are missing or hold something else, too
-        few prompts, a loss that is wrong for a stage of the rule, a package that is not installed.
+        On unknown hardware, and whatever would stop the run: a model without configuration, files that are missing or
+        hold something else, too few prompts, a loss that is wrong for a stage of the rule, a package that is not
+        installed.
     """
+    cluster = timing.cluster_of(hardware)
+    if recipe.output_dir.is_file():
+        raise ValueError(f"output_dir = {recipe.output_dir} is a file: give another folder")
     _check_judge(recipe)
     size = footprint.measure(recipe.model)
     _check_training(recipe)
@@ -59,6 +69,7 @@ def plan(recipe: Recipe) -> Plan:
         evaluation,
         work(recipe.rule, recipe.iterations.count),
     )
+    _check_model(draft, encoder)
     if recipe.warmup is not None and recipe.start_from is None:
         _warm_up(draft, encoder)
     for t in range(recipe.iterations.count):
@@ -69,6 +80,8 @@ def plan(recipe: Recipe) -> Plan:
     free = footprint.free_disk(recipe.output_dir)
     if sum(disk.values()) > free:
         draft.warnings.append(f"the run needs {size_text(sum(disk.values()))} of disk and {size_text(free)} are free")
+    mean, todo = draft.mean_length, draft.work
+    time = timing.predict(recipe, size, todo, [len(part) for part in draft.parts], mean, *cluster)
     counted = f"{size.parameters:,} parameters"
     counted += "" if size.trained == size.parameters else f", {size.trained:,} of them trained"
     return Plan(
@@ -79,9 +92,27 @@ def plan(recipe: Recipe) -> Plan:
         totals,
         disk,
         outlook.memory(draft),
+        outlook.hardware(recipe, size, mean),
+        time,
         tuple(recipe.notes()),
         tuple(draft.warnings),
     )
+
+
+def _check_model(draft: Draft, encoder: Any) -> None:
+    """Hold prompts, responses and the reference against the model's configuration, where they can be measured."""
+    recipe = draft.recipe
+    if recipe.model.build is not None:
+        return
+    limits = Limits.of(footprint.read_config(recipe.model))
+    check_reference(recipe, limits)
+    if isinstance(encoder, CharacterCount):
+        return
+    parts, held_out = ([[ids_of(item) for item in part] for part in found] for found in (draft.parts, [draft.held_out]))
+    every = [ids for part in [*parts, *held_out] for ids in part]
+    check_tokens(limits, every, encoder.tokenizer.pad_token_id, encoder.end_ids)
+    if known := check_lengths(recipe, limits, parts, held_out[0]):
+        draft.warnings.append(known)
 
 
 def _check_judge(recipe: Recipe) -> None:
@@ -92,6 +123,8 @@ def _check_judge(recipe: Recipe) -> None:
         local = path.startswith((".", "/", "~")) or path.count("/") != 1 or Path(path).suffix in _LOCAL
         if local:
             raise ValueError(f"judge.path = {path!r}: there is no such file or folder")
+    if isinstance(judge, ModelConfig) and Path(judge.path).expanduser().exists():
+        weights_place("judge.path", judge.path)
     function = getattr(judge, "function", None)
     if function is not None:
         module = function.partition(":")[0]
@@ -113,6 +146,7 @@ def _check_training(recipe: Recipe) -> None:
     except (ValueError, TypeError) as error:
         raise ValueError(f"training: {' '.join(str(error).split())}") from None
     shared(recipe.training, footprint.processes())
+    check_optimizer(str(recipe.training.get("optim", "")))
 
 
 # ------------------------------------------------------------------------------------------------------------ prompts

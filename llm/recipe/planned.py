@@ -8,6 +8,7 @@ from typing import Any
 from nashpo.llm.recipe.counting import Work
 from nashpo.llm.recipe.footprint import Size
 from nashpo.llm.recipe.schema import Recipe
+from nashpo.llm.recipe.timing import Timing
 
 _COLUMNS = 100
 _HEADS = {"prompt_tokens": "prompt tok.", "response_tokens": "response tok."}
@@ -38,6 +39,10 @@ class Plan:
         How lengths were found.
     disk, memory : mapping -> int
         Bytes by what takes them; memory of the machine that trains.
+    hardware : str
+        The fewest GPUs that the training fits; empty where that is not known.
+    time : Timing
+        Seconds by phase.
     notes, warnings : tuple of str
         What a report repeats; what should be looked at first.
     """
@@ -49,6 +54,8 @@ class Plan:
     totals: Mapping[str, int]
     disk: Mapping[str, int]
     memory: Mapping[str, int]
+    hardware: str
+    time: Timing
     notes: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
 
@@ -62,6 +69,10 @@ class Plan:
         lines += ["", *_wrapped("in all: " + ", ".join(f"{n:,} {_words(name)}" for name, n in self.totals.items()))]
         for name, sizes in (("disk", self.disk), ("memory, estimated", self.memory)):
             lines += ["", f"{name}:", *(f"  {size_text(size):>10}  {what}" for what, size in sizes.items())]
+        if self.hardware:
+            lines += _wrapped(f"  training fits, by these figures: {self.hardware}")
+        lines += ["", *_wrapped(f"time, predicted and not measured, on {self.time.told}:")]
+        lines += [f"  {_hours(one):>10}  {_hours(most):>10}  {what}" for what, (one, most) in self.time.seconds.items()]
         for name, texts in (("note", self.notes), ("warning", self.warnings)):
             lines += [line for text in texts for line in ["", *_wrapped(f"{name}: {text}")]]
         return "\n".join(lines)
@@ -100,9 +111,15 @@ class Draft:
         self.phases.append(Phase(iteration, phase, what, counts))
 
 
+def ids_of(item: Any) -> Sequence[int]:
+    """Token ids of a prompt, or of a pair's."""
+    found: Sequence[int] = getattr(item, "prompt", item).ids
+    return found
+
+
 def length(item: Any) -> int:
     """Tokens of a prompt, or of a pair's."""
-    return len(getattr(item, "prompt", item).ids)
+    return len(ids_of(item))
 
 
 def _table(phases: Sequence[Phase]) -> list[str]:
@@ -135,6 +152,13 @@ def size_text(number: int) -> str:
         if number >= size:
             return f"{number / size:,.1f} {unit}"
     return f"{number} B"
+
+
+def _hours(seconds: float) -> str:
+    """Seconds in a unit of their size."""
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    return f"{seconds / 60:.1f} min" if seconds < 3600 else f"{seconds / 3600:,.1f} h"
 
 
 def _wrapped(text: str) -> list[str]:

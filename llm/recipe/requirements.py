@@ -2,10 +2,12 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from nashpo.core.rules import Rule
 from nashpo.core.rules.form import Form
+from nashpo.llm.quantized import check_quantization
 
 if TYPE_CHECKING:
     from nashpo.llm.recipe.schema import Recipe
@@ -67,6 +69,7 @@ def check(recipe: "Recipe") -> None:
             f"sampling.K = {recipe.sampling.K}: {name} compares responses to one prompt, so that at least 2 are needed"
         )
     _check_evaluation(recipe)
+    _check_reference(recipe)
     _check_weights(recipe)
     if recipe.keep_last is not None and recipe.keep_last < 1:
         raise ValueError(f"keep_last = {recipe.keep_last} must be at least 1; null keeps every iterate")
@@ -107,11 +110,34 @@ def _require(recipe: "Recipe", name: str, needs: Needs) -> None:
 def _check_weights(recipe: "Recipe") -> None:
     """That the weights which are trained are of a kind that can be trained as is asked."""
     model, training = recipe.model, recipe.training
+    if model.quantization is not None:
+        check_quantization(model.quantization, model.adapter is not None)
     if training.get("bf16_rounding") == "stochastic":
         if model.adapter is not None:
-            raise ValueError("training.bf16_rounding is for whole models, and model.adapter trains float32 ones: leave it out")
+            raise ValueError(
+                "training.bf16_rounding is for whole models, and model.adapter trains float32 ones: leave it out"
+            )
         if model.dtype != "bfloat16":
             raise ValueError(f"training.bf16_rounding = stochastic needs model.dtype=bfloat16, and it is {model.dtype}")
+
+
+def _check_reference(recipe: "Recipe") -> None:
+    """What a reference may say of itself; it is read in the model's dtype, by the model's tokenizer."""
+    found = recipe.reference
+    if found is None:
+        return
+    if found.path is None:
+        raise ValueError("reference.build: the reference must have weights: give reference.path")
+    for key in ("adapter", "tokenizer", "chat_template_kwargs"):
+        if getattr(found, key) is not None:
+            raise ValueError(f"reference.{key} is given, but a reference is read as the model is: leave it out")
+    if found.dtype not in ("float32", recipe.model.dtype):
+        raise ValueError(f"reference.dtype = {found.dtype}: the reference has model.dtype = {recipe.model.dtype}")
+    same = recipe.model.path is not None and Path(found.path) == Path(recipe.model.path)
+    if same and found.revision != recipe.model.revision:
+        raise ValueError(
+            f"reference and model are {found.path} at two revisions: download one of them and give its folder"
+        )
 
 
 def _check_evaluation(recipe: "Recipe") -> None:

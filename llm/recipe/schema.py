@@ -52,6 +52,9 @@ class ModelSpec:
     dtype: Literal["float32", "bfloat16", "float16"] = _key("float32", "of the weights that are trained")
     attention: str | None = _key(None, "attn_implementation of transformers; default its own choice")
     adapter: dict[str, Any] | None = _key(None, "train a LoRA adapter: fields of peft's LoraConfig")
+    quantization: dict[str, Any] | None = _key(
+        None, "QLoRA: fields of transformers' BitsAndBytesConfig, as {load_in_4bit: true}; needs an adapter"
+    )
     trust_remote_code: bool = _key(False, "run code that comes with the model")
     tokenizer: str | None = _key(None, "a folder, or a name on the hub; default the model's")
     chat_template_kwargs: dict[str, Any] | None = _key(None, "for the tokenizer's chat template")

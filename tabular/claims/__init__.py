@@ -4,6 +4,9 @@ from nashpo.tabular.claims import (
     approximate,
     losses,
     multiplicative_weights,
+    multiturn,
+    multiturn_mtpo,
+    multiturn_rates,
     optimistic,
     pessimism,
     printed_bound,
@@ -26,6 +29,9 @@ CLAIMS: dict[str, Claim] = {
         approximate,
         pessimism,
         rare_arms,
+        multiturn,
+        multiturn_mtpo,
+        multiturn_rates,
     )
     for claim in subject.CLAIMS
 }

@@ -35,7 +35,7 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -382,6 +382,7 @@ def naive_steps(lora: bool, tokens: str, scale: Scale, device: Any) -> Found:
 def sampled(continuous: bool, scale: Scale, device: Any) -> Found:
     """One shard, after a small one that is not timed."""
     import torch
+    from transformers.generation import configuration_utils
 
     from nashpo.llm.engines.config import ContinuousConfig, TransformersConfig
     from nashpo.llm.engines.engine import EngineContext
@@ -390,7 +391,9 @@ def sampled(continuous: bool, scale: Scale, device: Any) -> Found:
 
     model = mistral(scale, device, torch.bfloat16).eval()
     settings: dict[str, Any] = {"K": SAMPLE_K, "max_new_tokens": scale.longest}
-    bounded = {"page_size": 16, "num_blocks": 64, "max_batch_tokens": 256} if device.type == "cpu" else {}
+    options = {f.name for f in fields(configuration_utils.ContinuousBatchingConfig)}
+    page = "page_size" if "page_size" in options else "block_size"
+    bounded = {page: 16, "num_blocks": 64, "max_batch_tokens": 256} if device.type == "cpu" else {}
     config: Any = (
         ContinuousConfig(**settings, options=bounded)
         if continuous

@@ -62,6 +62,7 @@ def synthetic() -> dict[str, np.ndarray]:
         "comal/tau": np.array(0.1),
         "comal/steps": np.array(2400),
         **offline(),
+        **multi_turn(),
         "sweep/rules": np.array(["sppo", "mine"]),
         "sweep/eta": eta,
         "sweep/gap_average": gaps,
@@ -92,6 +93,34 @@ def offline() -> dict[str, np.ndarray]:
         "policies/probability": np.array([[0.97, 0.0297, 0.0003, 0], [0.5, 0, 0.25, 0.25], [0.4, 0.4, 0.1, 0.1]]),
         "policies/suboptimality": np.array([0.015, 0.75, np.nan]),
         "policies/certificate": np.array([0.03, 1.5, 0.6]),
+    }
+
+
+def multi_turn() -> dict[str, np.ndarray]:
+    """What the figures about several turns read: power laws for four games, and two made-up learning curves."""
+    T = 2 ** np.arange(5, 10)
+    games = np.array([0.8, 0.9, 1.2, 1.7])[:, None]
+    slope = np.array([-1.05, -1.0, -0.95])
+    steps = np.array([1, 10, 100])
+    return {
+        "multiturn/T": T,
+        "multiturn/sppo_state_gap": games / np.sqrt(T),
+        "multiturn/sppo_state_bound": 4 / np.sqrt(T) + 0 * games,
+        "multiturn/sppo_state_slope": slope / 2,
+        "multiturn/onpo_state_gap": 1.1 * games / T,
+        "multiturn/onpo_state_slope": slope,
+        "multiturn/onpo_trajectory_gap": games / T,
+        "multiturn/onpo_trajectory_bound": 5 / T + 0 * games,
+        "multiturn/onpo_trajectory_slope": slope,
+        "multiturn/mtpo_gap": 0.05 + games / T**2,
+        "multiturn/mtpo_floor": np.full(4, 0.05),
+        "multiturn/mtpo_kl": games / T**2,
+        "multiturn/mtpo_kl_bound": 100 / (T + 1) + 0 * games,
+        "two_turns/T": steps,
+        "two_turns/whole": np.array([0.3, 0.45, 0.5]),
+        "two_turns/single": np.array([0.35, 0.25, 0.2]),
+        "two_turns/edge": np.array(0.3),
+        "two_turns/after_one": np.array(0.4),
     }
 
 

@@ -138,7 +138,7 @@ def test_refuted_as_printed_is_explained_with_the_numbers(folder):
 def test_figures_that_cannot_be_drawn_are_named(folder):
     np.savez(folder / "results.npz", other=np.zeros(1))
     _, page = write(folder)
-    named = "rates, refuted_bound, offline_rates, offline_certificate"
+    named = "rates, refuted_bound, offline_rates, offline_certificate, multiturn, two_turns"
     assert f"Not drawn, since the claims that they need were not checked in this run: {named}." in page.text
     assert len(page.images) == 5
 

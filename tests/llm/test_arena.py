@@ -4,6 +4,7 @@ import json
 import os
 import sys
 from collections.abc import Iterator
+from itertools import combinations
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -29,7 +30,7 @@ iterations: {count: 2, prompts: all}
 output_dir: OUT
 seed: 5
 """
-SAME_SAMPLING = ["--sampling", "max_new_tokens=2", "batch_size=64"]
+SAME_SAMPLING = ["--sampling", "max_new_tokens=2", "batch_size=5"]
 ROUNDING = 1e-12
 
 
@@ -90,6 +91,8 @@ def test_policies_and_shapes(run: Path, played: Path) -> None:
     assert (np.array(told["low"]) <= wins).all()
     assert (wins <= np.array(told["high"])).all()
     assert told["abstained"] == 0
+    assert told["judge"]["judge"] == "table"
+    assert told["sampling"]["sampling"]["max_new_tokens"] == told["K"] == 2
     assert told["asymmetry"] is None  # a table is antisymmetric and asked in one order
     assert not (run / "arena").exists()
 
@@ -228,6 +231,19 @@ def half_silent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     return "my_arena_judge:judge"
 
 
+def silent_share(samples: Path) -> float:
+    """Comparisons of different responses to prompts that do not begin with red, among all of them."""
+    asked = [
+        line["prompt"].startswith("red")
+        for one, two in combinations(sorted(samples.iterdir()), 2)
+        for line, other in zip(lines(one), lines(two), strict=True)
+        for a in line["completions"]
+        for b in other["completions"]
+        if a["text"] != b["text"]
+    ]
+    return 1 - sum(asked) / len(asked)
+
+
 def test_another_judge_reads_the_same_responses(
     run: Path, played: Path, half_silent: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -242,6 +258,7 @@ def test_another_judge_reads_the_same_responses(
     told = found(played)
     assert_array_equal(told["wins"], np.full((3, 3), 0.5))
     assert told["asymmetry"] == 0.5
+    assert_allclose(told["abstained"], silent_share(played / "samples"), rtol=0, atol=ROUNDING)
     assert 0 < told["abstained"] < 1
     assert told["judged"][0][1] < 12
     assert told["nash_unique"] is False

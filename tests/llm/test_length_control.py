@@ -45,15 +45,15 @@ def test_two_lengths_by_hand() -> None:
 def test_uneven_prompts_by_hand() -> None:
     """Every prompt weighs the same, however many of its pairs were answered.
 
-    Six prompts hold two pairs, +3 won at 0.8 and +3 won at 0.6 (0.7 together); six hold one pair, −3 won at 0.5 and one
-    that the judge abstained from. Weighted by prompts both sides have the weight 6, θ = (logit 0.7 + logit 0.5)/2; the
-    standard deviation s is over 18 pairs and moves φ only, as long as tanh(3/s) = −tanh(−3/s), which is so.
+    Three prompts hold two pairs, +3 each and won at 0.8; three hold one, +3 and won at 0.5: 0.65 in all, where the nine
+    pairs alike would make 0.7. Six hold one, −3 and won at 0.5, and one that the judge abstained from. Then
+    θ = (logit 0.65 + logit 0.5)/2; the standard deviation s of the lengths moves φ only.
     """
-    lengths = [[13, 13]] * 6 + [[7, 99]] * 6
-    wins: list[list[list[float | None]]] = [[[0.8], [0.6]]] * 6 + [[[0.5], [None]]] * 6
+    lengths = [[13, 13]] * 3 + [[13]] * 3 + [[7, 99]] * 6
+    wins: list[list[list[float | None]]] = [[[0.8], [0.8]]] * 3 + [[[0.5]]] * 3 + [[[0.5], [None]]] * 6
     found = length_controlled(lengths, [[10]] * 12, wins, seed=0)
     assert found is not None
-    assert_allclose(found["mean"], sigmoid(logit(0.7) / 2), rtol=0, atol=FIT)
+    assert_allclose(found["mean"], sigmoid(logit(0.65) / 2), rtol=0, atol=FIT)
 
 
 def planted(B: int, theta: float, phi: float, seed: int) -> tuple[list[list[int]], list[list[int]], np.ndarray]:

@@ -271,14 +271,19 @@ def test_every_packaged_recipe_passes_its_dry_run(name: str, folders: dict[str, 
     overrides = [f"model.path={folders[model]}", f"{data}.path={folders['data']}", f"{data}.format=auto"]
     overrides.append(f"output_dir={tmp_path}/run")
     if name == "self-play-small":
-        overrides.append(f"judge.path={tmp_path}")
+        overrides.append(f"judge.path={folders[model]}")
     recipe = load_recipe(name, overrides)
     assert parse_recipe(recipe.to_yaml(), name) == recipe
     found = plan(recipe)
     assert f"{PUBLISHED[model][1]:,} parameters" in found.title
     assert found.totals["steps"] > 0
     assert {phase.iteration for phase in found.phases} == set(range(1, recipe.iterations.count + 1))
-    assert max(map(len, str(found).splitlines())) <= 100
+    text = str(found)
+    assert max(map(len, text.splitlines())) <= 100
+    assert "training in all, on one device" in text
+    assert "training fits, by these figures: " in text
+    assert {"training", "in all"} <= set(found.time.seconds)
+    assert all(0 < one <= most for one, most in found.time.seconds.values())
     assert list(tmp_path.iterdir()) == []
 
 
