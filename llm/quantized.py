@@ -26,8 +26,8 @@ def check_optimizer(name: str) -> None:
     needed = name.startswith((_PAGED, *_SHORT)) or "_bnb" in name
     if needed and not _installed():
         raise ValueError(
-            f"training.optim = {name!r} needs the package {PACKAGE}, which is not installed: pip install {PACKAGE}, or"
-            " take rmsprop or adamw_torch_fused"
+            f"training.optim = {name!r} needs the package {PACKAGE}, not installed here: pip install {PACKAGE}, or take"
+            " rmsprop or adamw_torch_fused"
         )
 
 
@@ -45,7 +45,7 @@ def quantization_config(fields: Mapping[str, Any]) -> Any:
         If the package is not installed, or on a field that it does not have.
     """
     if not _installed():
-        raise ValueError(f"model.quantization needs the package {PACKAGE}, which is not installed: pip install {PACKAGE}")
+        raise ValueError(f"model.quantization needs the package {PACKAGE}, not installed here: pip install {PACKAGE}")
     from transformers import BitsAndBytesConfig
 
     known = [name for name in inspect.signature(BitsAndBytesConfig.__init__).parameters if name != "self"]

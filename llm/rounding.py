@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from nashpo.llm.sampling import derived_seed
 
 BUCKET = 2**26
-"""Elements of the parameters that are in float32 at one time, a larger one alone: 0.25 GiB, and as much of gradients and
-of noise."""
+"""Elements of the parameters that are in float32 at one time, a larger one alone: 0.25 GiB, and as much of gradients
+and of noise."""
 UPDATES = "rounded_updates"
 """Under this name a group of parameters remembers how many updates have been rounded; checkpoints hold it."""
 

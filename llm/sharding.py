@@ -45,7 +45,7 @@ def check_sharding(args: Any, accelerator: Any) -> None:
         raise ValueError("FSDP's first version is not known here: set fsdp_version: 2 in the launcher's configuration")
     if getattr(args, "bf16_rounding", "nearest") == "stochastic" and accelerator.mixed_precision != "no":
         raise ValueError(
-            "training.bf16_rounding has no effect beside FSDP with training.bf16, for which accelerate makes the weights"
+            "training.bf16_rounding has no effect beside FSDP with training.bf16, for which accelerate makes weights"
             " float32: leave one of them out"
         )
 

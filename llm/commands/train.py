@@ -60,7 +60,8 @@ def main(argv: list[str]) -> int:
         from nashpo.llm.recipe.plan import plan
 
         found = plan(recipe, options.hardware)
-        print(json.dumps(found.to_json(), indent=1) if options.json else found)
+        if _tells():
+            print(json.dumps(found.to_json(), indent=1) if options.json else found)
         return GOOD
     from nashpo.llm.loop.machine import train
 
@@ -71,6 +72,8 @@ def main(argv: list[str]) -> int:
     except KeyboardInterrupt:
         print("nashpo: stopped; what was finished is kept: run the same command again to go on", file=sys.stderr)
         return INTERRUPTED
+    if not _tells():
+        return GOOD
     told = {
         "run": str(outcome.run),
         "iterations": outcome.iterations,
@@ -84,6 +87,11 @@ def main(argv: list[str]) -> int:
     else:
         print(f"{outcome.run} is finished ({outcome.iterations} iterations); report: {outcome.report}")
     return GOOD
+
+
+def _tells() -> bool:
+    """Whether this is the process that prints, of those that a launcher has started."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 def _iterate(origin: str) -> Path:

@@ -1,4 +1,4 @@
-"""Runs of several processes for `test_ranks`: each process is a forked child of this one, which has imported everything.
+"""Runs of several processes for `test_ranks`: each is a forked child of this one, which has imported everything.
 
     python tests/llm/ranks_world.py FOLDER SCENARIO ...
 

@@ -1,6 +1,6 @@
 """Two processes that share out a model's parameters, for `test_sharded`: forked children of this one.
 
-    python tests/llm/sharded_world.py FOLDER
+python tests/llm/sharded_world.py FOLDER
 """
 
 from __future__ import annotations

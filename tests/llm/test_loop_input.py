@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -211,6 +212,14 @@ def test_chat_prompts_in_parquet_with_the_models_template(
     shown = AutoTokenizer.from_pretrained(home / "chat").decode(lines[0]["prompt_ids"])
     assert shown == f"<system>Be kind.</s><user>{lines[0]['prompt'][1]['content']}</s><a>"
     assert (tmp_path / "run/iterations/001/model/tokenizer.json").exists()
+
+
+def test_an_adapter_without_peft_is_told(
+    train: Callable[..., int], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "peft", None)
+    assert train("model.adapter={r: 2, target_modules: [q_proj]}") == 2
+    assert "model.adapter needs the package peft, which is not installed: pip install peft" in capsys.readouterr().err
 
 
 def test_an_adapter_is_trained_over_two_iterations(

@@ -53,7 +53,7 @@ def test_an_optimizer_without_its_package_is_refused_before_any_work(
     assert not list((tmp_path / "run").rglob("samples"))
 
 
-@pytest.mark.parametrize("name", ["rmsprop", "adamw_torch", "adamw_torch_fused", "sgd", "adafactor", "adamw_torch_8bit"])
+@pytest.mark.parametrize("name", ["rmsprop", "adamw_torch", "adamw_torch_fused", "sgd", "adamw_torch_8bit"])
 def test_optimizers_of_other_packages_are_left_alone(name: str) -> None:
     check_optimizer(name)
 

@@ -56,9 +56,9 @@ def told(world: Path, run: str, rank: int) -> str:
 
 @pytest.mark.parametrize("processes", [2, 4])
 def test_any_number_of_processes_makes_the_same_run(world: Path, processes: int) -> None:
-    """Two iterations of ONPO on 7 prompts, updates of 4 and 2: samples, judgements and win rates are the same bytes, and
-    so are log-probabilities under the start. Weights differ by the order of sums in fp32: 1e-5 where 1e-7 is measured;
-    log-probabilities of two tokens under such weights, too."""
+    """Two iterations of ONPO on 7 prompts, updates of 4 and 2: samples, judgements and win rates are the same bytes,
+    and so are log-probabilities under the start. Weights differ by the order of sums in fp32: 1e-5 where 1e-7 is
+    measured; log-probabilities of two tokens under such weights, too."""
     assert found(world, "worlds")[str(processes)] == [0] * processes
     one, many = world / "world-1", world / f"world-{processes}"
     different = [name for name in differences(one, many) if not name.startswith("judge_cache")]
@@ -98,7 +98,7 @@ def test_only_the_first_process_tells_and_writes(world: Path) -> None:
     for rank in (1, 2, 3):
         assert "done" not in told(world, "world-4", rank)
     assert not list(world.glob("world-*/failed"))
-    assert not [path for path in (world / "world-4").rglob("*.part")]
+    assert not list((world / "world-4").rglob("*.part"))
 
 
 def test_uneven_updates_were_trained(world: Path) -> None:

@@ -26,6 +26,11 @@ OPTIMIZERS = {
 }
 
 
+@pytest.fixture(autouse=True)
+def _one_thread() -> None:
+    torch.set_num_threads(1)
+
+
 def moved(optimizer: torch.optim.Optimizer, weight: nn.Parameter, steps: int) -> float:
     """How far the weights have come on average after so many updates along a gradient of 1."""
     before = weight.detach().double().mean().item()
