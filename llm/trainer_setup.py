@@ -143,8 +143,7 @@ def rounded(optimizer: torch.optim.Optimizer, args: SelfPlayConfig) -> torch.opt
     types = {p.dtype for group in optimizer.param_groups for p in group["params"]}
     for dtype in types & {torch.bfloat16, torch.float16}:
         log.warning(
-            "weights are trained in %s at learning rate %g: an update of 5e-7 leaves a weight of 0.02 where it is;"
-            " %s",
+            "weights are trained in %s at learning rate %g: an update of 5e-7 leaves a weight of 0.02 where it is; %s",
             str(dtype).removeprefix("torch."),
             args.learning_rate,
             LOST,

@@ -25,7 +25,7 @@ from nashpo.llm.responses import Scored
 from nashpo.llm.stage_rows import collate, drop_repeated
 from nashpo.llm.tiny_config import TinyModel
 from nashpo.llm.tiny_game import tiny_target
-from nashpo.llm.trainer_setup import layout_of
+from nashpo.llm.trainer_setup import layout_of, rounded
 
 log = logging.getLogger(__name__)
 ANSWERS = ("chosen", "completion", "response")
@@ -163,6 +163,11 @@ class WarmupTrainer(Trainer):  # type: ignore[misc]  # transformers is not typed
         self.loss_is_scaled_for_ga = True
         self._layout: Layout = layout_of(args, processing_class)
         self.add_callback(LogSums())  # a log before each checkpoint: a resumed run has the logs of one never stopped
+
+    def create_optimizer(self, *model: Any) -> torch.optim.Optimizer:
+        """As in transformers' Trainer; 16-bit weights are rounded as ``args.bf16_rounding`` says."""
+        self.optimizer = rounded(super().create_optimizer(*model), self.args)
+        return self.optimizer
 
     def _tokens(self, batch: Mapping[str, Tensor]) -> Tensor:
         """Σ w |y| of a batch."""

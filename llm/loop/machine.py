@@ -75,9 +75,8 @@ def train(recipe: Recipe, quiet: bool = True, say: Callable[[str], None] = lambd
     run, ranks = Path(recipe.output_dir), of_job()
     if not ranks.is_first:
         quiet, say = True, lambda text: None
-    shared(recipe.training, ranks.world)
     with ExitStack() as held, ranks.last_words(run):
-        ranks.first(lambda: _take(run, recipe, held))
+        ranks.first(lambda: _take(run, recipe, ranks.world, held))
         store = FileStore(run / STATE)
         saved, reported = ranks.first(lambda: (store.load(), (run / REPORT).exists()))
         done = 0 if saved is None else saved.t
@@ -88,8 +87,11 @@ def train(recipe: Recipe, quiet: bool = True, say: Callable[[str], None] = lambd
         return Outcome(run, count, max(0, count - done), run / REPORT)
 
 
-def _take(run: Path, recipe: Recipe, held: ExitStack) -> None:
-    """Lock the run's folder and see that it is this recipe's."""
+def _take(run: Path, recipe: Recipe, processes: int, held: ExitStack) -> None:
+    """Lock the run's folder and see that it is this recipe's, and that its updates can be shared out."""
+    shared(recipe.training, processes)
+    if recipe.warmup is not None:
+        shared(recipe.warmup.training, processes, "warmup.training")
     held.enter_context(locked(run))
     _same_recipe(run, recipe)
     shutil.rmtree(run / FAILED, ignore_errors=True)
@@ -157,9 +159,7 @@ class _Store:
         self._bars.iteration(state.t + 1)
 
 
-def _play(
-    run: Path, recipe: Recipe, store: FileStore, ranks: Ranks, quiet: bool, say: Callable[[str], None]
-) -> None:
+def _play(run: Path, recipe: Recipe, store: FileStore, ranks: Ranks, quiet: bool, say: Callable[[str], None]) -> None:
     bars = Bars(quiet)
     form = recipe.rule.form()
     hub_logging.disable_progress_bar()  # a bar for every file that is read would hide the run's own

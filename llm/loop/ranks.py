@@ -239,22 +239,23 @@ def of_job() -> Ranks:
     import torch
     import torch.distributed as dist
 
-    if not dist.is_initialized():
-        backend = "gloo"
-        if torch.cuda.is_available():
-            local, there = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
-            if local >= there:
-                raise ValueError(
-                    f"process {os.environ.get('RANK')} has no GPU: {there} are visible and its place on this machine is"
-                    f" {local}; start at most {there} processes here"
-                )
-            torch.cuda.set_device(local)
-            backend = "cpu:gloo,cuda:nccl"
-        try:
+    backend = "gloo"
+    if not dist.is_initialized() and torch.cuda.is_available():
+        local, there = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
+        if local >= there:
+            raise ValueError(
+                f"process {os.environ.get('RANK')} has no GPU: {there} are visible and its place on this machine is"
+                f" {local}; start at most {there} processes here"
+            )
+        torch.cuda.set_device(local)
+        backend = "cpu:gloo,cuda:nccl"
+    patience = timedelta(minutes=_patience())
+    try:
+        if not dist.is_initialized():
             dist.init_process_group(backend)
-        except (RuntimeError, ValueError) as error:
-            raise ValueError(f"the {world} processes of the job do not find each other: {one_line(error)}") from error
-    group = dist.new_group(backend="gloo", timeout=timedelta(minutes=_patience()))
+        group = dist.new_group(backend="gloo", timeout=patience)
+    except (RuntimeError, ValueError) as error:
+        raise ValueError(f"the {world} processes of the job do not find each other: {one_line(error)}") from error
     return Ranks(dist.get_rank(), dist.get_world_size(), group)
 
 
