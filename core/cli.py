@@ -44,6 +44,14 @@ COMMANDS: dict[str, Command] = {
     "figures": Command("nashpo.figures.commands:main", "draw the figures from saved results"),
 }
 
+EXTRAS = {
+    "llm": ("accelerate", "httpx2", "peft", "safetensors", "tokenizers", "torch", "transformers", "yaml"),
+    "eval": ("statsmodels",),
+    "parquet": ("pyarrow",),
+    "dask": ("dask", "distributed"),
+}
+"""Optional parts of the installation, and the modules that they bring."""
+
 EXAMPLES = (
     "nashpo verify --quick",
     "nashpo solve comal --exact",
@@ -143,7 +151,9 @@ def suggestion(word: str, known: Iterable[str], also: str = "known") -> str:
 def one_line(error: BaseException) -> str:
     """An exception's message in one line."""
     if isinstance(error, ModuleNotFoundError):
-        return f"the module {error.name} is needed here and not installed"
+        extra = next((name for name, modules in EXTRAS.items() if (error.name or "").partition(".")[0] in modules), "")
+        mend = f": pip install 'nashpo[{extra}]'" if extra else ""
+        return f"the module {error.name} is needed here and not installed{mend}"
     if isinstance(error, OSError) and error.strerror and error.filename is not None:
         return f"{error.filename}: {error.strerror}"
     if isinstance(error, MemoryError) and not str(error):

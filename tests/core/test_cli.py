@@ -210,3 +210,11 @@ def test_arguments_that_look_like_options() -> None:
 def test_suggestions() -> None:
     assert suggestion("spo", ["sppo", "onpo"]) == "did you mean 'sppo'?"
     assert suggestion("zzz", ["sppo", "onpo"], "the rules are") == "the rules are: sppo, onpo"
+
+
+def test_a_missing_module_names_the_part_of_the_installation_that_brings_it():
+    from nashpo.core.cli import one_line
+
+    told = one_line(ModuleNotFoundError("no", name="transformers.utils"))
+    assert told == "the module transformers.utils is needed here and not installed: pip install 'nashpo[llm]'"
+    assert one_line(ModuleNotFoundError("no", name="nowhere")) == "the module nowhere is needed here and not installed"
