@@ -10,7 +10,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -21,14 +21,11 @@ from nashpo.core.store import replace_file
 from nashpo.llm.fit import FitReport, Settings, fit, policy_logprobs
 from nashpo.llm.mixture import Parts, log_mass, token_wise_distance
 from nashpo.llm.objectives import Objective, Pairwise
-from nashpo.llm.policies import Policies
+from nashpo.llm.policies import Policies, Policy, factors
 from nashpo.llm.responses import Answer, Responses, Scored, StageData
 from nashpo.llm.sampling import Sampler, derived_seed
 
 log = logging.getLogger(__name__)
-
-Policy = str | dict[str, Any]
-"""A policy's handle."""
 
 
 class Feedback(Protocol):
@@ -217,24 +214,24 @@ class FittedBackend:
 
     def parts(self, policy: Policy) -> Parts:
         """The policy as a geometric mixture of stored ones."""
-        return [(a, partial(self.policies.use, name)) for a, name in _factors([(1.0, policy)])]
+        return [(a, partial(self.policies.use, name)) for a, name in factors([(1.0, policy)])]
 
     def project(self, key: str, base: list[tuple[float, Policy]], terms: list[Term], on: Policy | None) -> Policy:
         """Fit the stage, from the weights of the base policy of largest coefficient; a mixture needs no fit."""
-        factors = _factors(base)
+        product = factors(base)
         if not terms:
-            return {"mixture": [[a, name] for a, name in factors]}
+            return {"mixture": [[a, name] for a, name in product]}
         if key in self.policies:
             return key
         data = StageData.from_answers([(term.weight, self.answers[term.answer]) for term in terms])
-        scored = [(a, self._logprobs(name, data.responses)) for a, name in factors]
-        started = max(range(len(factors)), key=lambda i: factors[i][0])
-        importance = self._log_importance(factors, scored, data.responses, on)
+        scored = [(a, self._logprobs(name, data.responses)) for a, name in product]
+        started = max(range(len(product)), key=lambda i: product[i][0])
+        importance = self._log_importance(product, scored, data.responses, on)
         seed = derived_seed(self.seed, key)
         devices = list(range(torch.cuda.device_count()))
         with torch.random.fork_rng(devices=devices):
             torch.manual_seed(seed)  # a fresh adapter draws its weights
-            with self.policies.train(factors[started][1]) as model:
+            with self.policies.train(product[started][1]) as model:
                 self.reports[key] = fit(
                     model,
                     data,
@@ -253,20 +250,24 @@ class FittedBackend:
             return policy_logprobs(model, responses, self.settings.layout, self.settings.micro)
 
     def _log_importance(
-        self, base: list[tuple[float, str]], scored: list[tuple[float, Tensor]], responses: Responses, on: Policy | None
+        self,
+        base: tuple[tuple[float, str], ...],
+        scored: list[tuple[float, Tensor]],
+        responses: Responses,
+        on: Policy | None,
     ) -> Tensor | None:
         """Σ a log π_i − log π_on, or None where the two are one or nothing reads it.
 
         Draws of a mixture are token-wise ones, whose log-probability is Σ a log π_i − log w.
         """
-        factors = _factors([(1.0, on)]) if on is not None else base
-        if not self.objective.reads_log_importance or (len(factors) == 1 and factors == base):
+        product = factors([(1.0, on)]) if on is not None else base
+        if not self.objective.reads_log_importance or (len(product) == 1 and product == base):
             return None
         log_base = sum((a * logprobs for a, logprobs in scored[1:]), scored[0][0] * scored[0][1])
         if responses.enumerated:
             return log_base - responses.weights.log()
-        log_on = sum(a * self._logprobs(name, responses) for a, name in factors)
-        if len(factors) > 1 and on is not None:
+        log_on = sum(a * self._logprobs(name, responses) for a, name in product)
+        if len(product) > 1 and on is not None:
             log_on = log_on - self._log_masses(self.parts(on), responses)
         return log_base - log_on
 
@@ -278,18 +279,8 @@ class FittedBackend:
         """Delete the policies, answers and responses that the state does not hold."""
         handles = [version.handle for version in state.slots.values() if version is not None]
         handles += state.average.handle if state.average is not None else []
-        self.policies.keep({name for _, name in _factors([(1.0, handle) for handle in handles])})
+        self.policies.keep({name for _, name in factors([(1.0, handle) for handle in handles])})
         for key in set(self.answers) - set(state.answers.values()):
             del self.answers[key]
         alive = {json.dumps(handle) for handle in handles}
         self._responses = {name: found for name, found in self._responses.items() if name in alive}
-
-
-def _factors(base: Sequence[tuple[float, Policy]]) -> list[tuple[float, str]]:
-    """A product of powers of policies and mixtures as one of stored policies, each once."""
-    total: dict[str, float] = {}
-    for a, policy in base:
-        inner: list[tuple[float, str]] = [(1.0, policy)] if isinstance(policy, str) else policy["mixture"]
-        for weight, name in inner:
-            total[name] = total.get(name, 0.0) + a * weight
-    return [(a, name) for name, a in total.items()]

@@ -6,7 +6,7 @@ names of the origins that a rule's slots begin as.
 """
 
 import os
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
 from pathlib import Path
@@ -15,6 +15,19 @@ from typing import Any, Protocol
 import torch
 from safetensors.torch import load_file, load_model, save_file, save_model
 from torch import Tensor, nn
+
+Policy = str | dict[str, Any]
+"""A policy's handle: its name, or ``{"mixture": [[a, name], …]}``."""
+
+
+def factors(base: Sequence[tuple[float, Policy]]) -> tuple[tuple[float, str], ...]:
+    """A product of powers of policies and mixtures as one of stored policies, each once."""
+    total: dict[str, float] = {}
+    for a, policy in base:
+        inner: Any = [(1.0, policy)] if isinstance(policy, str) else policy["mixture"]
+        for weight, name in inner:
+            total[name] = total.get(name, 0.0) + a * weight
+    return tuple((a, name) for name, a in total.items())
 
 
 class Policies(Protocol):

@@ -7,86 +7,72 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import MISSING, Field, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from nashpo.llm.http_address import check_address
 from nashpo.llm.judges.judge import Judge, JudgeConfig
+from nashpo.llm.judges.settings import check_count, require, setting
 
 ANSWERS = ("choice", "probability")
 PLACES = ("instruction", "first", "second")
 _OWN = ("model", "messages", "n", "stream", "logprobs", "top_logprobs")
 
 
-def _setting(help: str, default: Any = MISSING) -> Any:
-    made: Field[Any] = field(default=default, metadata={"help": help})
-    return made
-
-
-def _require(name: str, value: Any, fits: bool, wanted: str) -> None:
-    if not fits:
-        raise ValueError(f"judge.{name} is {value!r}; it must be {wanted}")
-
-
 def _number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < float("inf")
-
-
-def _count(name: str, value: Any, least: int, what: str) -> None:
-    fits = isinstance(value, int) and not isinstance(value, bool) and value >= least
-    _require(name, value, fits, f"a whole number of {what}, at least {least}")
 
 
 @dataclass(frozen=True, kw_only=True)
 class APIJudgeConfig(JudgeConfig):
     """An OpenAI-compatible chat model as judge; see `nashpo.llm.judges.api`."""
 
-    url: str = _setting("base address of the server up to /v1, as http://localhost:8000/v1")
-    model: str = _setting("model name sent")
-    template: str | None = _setting(
+    url: str = setting("base address of the server up to /v1, as http://localhost:8000/v1")
+    model: str = setting("model name sent")
+    template: str | None = setting(
         "file with the question, with {instruction}, {first} and {second}; default the packaged one", None
     )
-    system: str | None = _setting("system message; default none", None)
-    answer: str = _setting("what the answer says: choice (A, B or tie) or probability (that A is better)", "choice")
-    pattern: str | None = _setting("regular expression whose (first) group is the answer; default the whole text", None)
-    json_key: str | None = _setting("the answer stands under this key of a JSON object; default it is no JSON", None)
-    logprobs: bool = _setting("read the probability from the log-probabilities of A and B as the first token", False)
-    temperature: float = _setting("of the judge's own sampling; 0 is greedy", 0.0)
-    max_tokens: int = _setting("longest answer; judges that think aloud need more", 64)
+    system: str | None = setting("system message; default none", None)
+    answer: str = setting("what the answer says: choice (A, B or tie) or probability (that A is better)", "choice")
+    pattern: str | None = setting("regular expression whose (first) group is the answer; default the whole text", None)
+    json_key: str | None = setting("the answer stands under this key of a JSON object; default it is no JSON", None)
+    logprobs: bool = setting("read the probability from the log-probabilities of A and B as the first token", False)
+    temperature: float = setting("of the judge's own sampling; 0 is greedy", 0.0)
+    max_tokens: int = setting("longest answer; judges that think aloud need more", 64)
     options: dict[str, Any] = field(
         default_factory=dict,
         metadata={"help": "further fields of every request; null leaves out one that is sent otherwise"},
     )
-    asks: int = _setting("times that a pair is asked about before the judge abstains from it", 3)
-    max_calls: int | None = _setting("most questions asked each time the command is started; default no limit", None)
-    api_key_env: str | None = _setting("name of the environment variable that holds the key", None)
-    timeout: float = _setting("seconds to wait for one answer", 120.0)
-    retries: int = _setting("further attempts after a broken or missing answer", 5)
-    patience: float = _setting("seconds that an unreachable server is waited for", 300.0)
-    concurrency: int = _setting("requests under way at one time", 8)
+    asks: int = setting("times that a pair is asked about before the judge abstains from it", 3)
+    max_calls: int | None = setting("most questions asked each time the command is started; default no limit", None)
+    api_key_env: str | None = setting("name of the environment variable that holds the key", None)
+    timeout: float = setting("seconds to wait for one answer", 120.0)
+    retries: int = setting("further attempts after a broken or missing answer", 5)
+    patience: float = setting("seconds that an unreachable server is waited for", 300.0)
+    concurrency: int = setting("requests under way at one time", 8)
 
     def __post_init__(self) -> None:
         check_address("judge.url", self.url)
-        _require("model", self.model, isinstance(self.model, str) and bool(self.model.strip()), "a model name")
-        _require("answer", self.answer, self.answer in ANSWERS, f"one of {', '.join(ANSWERS)}")
+        require("model", self.model, isinstance(self.model, str) and bool(self.model.strip()), "a model name")
+        require("answer", self.answer, self.answer in ANSWERS, f"one of {', '.join(ANSWERS)}")
         if self.logprobs and (self.answer != "choice" or self.pattern is not None or self.json_key is not None):
             raise ValueError("judge.logprobs reads A or B as the first token: leave out answer, pattern and json_key")
         self._check_pattern()
         fits = isinstance(self.options, Mapping) and not any(name in self.options for name in _OWN)
-        _require("options", self.options, fits, f"a mapping of fields, without {', '.join(_OWN)}")
+        require("options", self.options, fits, f"a mapping of fields, without {', '.join(_OWN)}")
         key = self.api_key_env
         if not (key is None or (isinstance(key, str) and key.isidentifier())):  # not shown: it may be the key itself
             raise ValueError("judge.api_key_env must be the name of an environment variable, not a key")
-        _require("temperature", self.temperature, _number(self.temperature) and self.temperature >= 0, "0 or more")
-        _require("timeout", self.timeout, _number(self.timeout) and self.timeout > 0, "a positive number of seconds")
-        _require("patience", self.patience, _number(self.patience) and self.patience >= 0, "seconds >= 0")
-        _count("max_tokens", self.max_tokens, 1, "tokens")
-        _count("asks", self.asks, 1, "times")
-        _count("retries", self.retries, 0, "attempts")
-        _count("concurrency", self.concurrency, 1, "requests")
+        require("temperature", self.temperature, _number(self.temperature) and self.temperature >= 0, "0 or more")
+        require("timeout", self.timeout, _number(self.timeout) and self.timeout > 0, "a positive number of seconds")
+        require("patience", self.patience, _number(self.patience) and self.patience >= 0, "seconds >= 0")
+        check_count("max_tokens", self.max_tokens, "tokens")
+        check_count("asks", self.asks, "times")
+        check_count("retries", self.retries, "attempts", 0)
+        check_count("concurrency", self.concurrency, "requests")
         if self.max_calls is not None:
-            _count("max_calls", self.max_calls, 1, "calls")
+            check_count("max_calls", self.max_calls, "calls")
         if self.template is not None:
             read_template(self.template)
 

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from nashpo.core.rules.form import CURRENT, Form, Payoff
 from nashpo.core.selfplay import State, Term
+from nashpo.llm.backend import offline_pairs
 from nashpo.llm.engines.engine import Engine
 from nashpo.llm.judges.cache import Cache
 from nashpo.llm.judges.judge import Judge
@@ -26,9 +27,10 @@ from nashpo.llm.judges.matrix import Judged
 from nashpo.llm.loop.distinct import distinct, merges
 from nashpo.llm.loop.judging import answer, judge, responses_of, win_matrices
 from nashpo.llm.loop.phase import key_of
-from nashpo.llm.loop.policies import Policy, RunPolicies, Source, factors
+from nashpo.llm.loop.policies import RunPolicies, Source
 from nashpo.llm.loop.sampling import Progress, Samples, sample
 from nashpo.llm.loop.training import Fitting, base_logprobs, train
+from nashpo.llm.policies import Policy, factors
 from nashpo.llm.preferences import PreferenceData, Report
 from nashpo.llm.prompts import Prompt
 from nashpo.llm.responses import Answer, Responses, Scored, StageData
@@ -296,8 +298,6 @@ def _short(policy: Policy | list[Policy]) -> str:
 
 def _with_pairs(pairs: Pairs, responses: Responses) -> Answer:
     """A critic's answer: one labelled pair per prompt beside the self-generated responses; see `offline_pairs`."""
-    from nashpo.llm.backend import offline_pairs
-
     return offline_pairs(pairs.chosen, pairs.rejected)(Payoff("critic", CURRENT), responses, responses, True)
 
 

@@ -5,7 +5,7 @@ A policy's name is its folder's path within the run, ``iterations/001/model`` fo
 """
 
 import gc
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -17,11 +17,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from nashpo.llm.mixture import Parts
-from nashpo.llm.policies import AdapterPolicies
+from nashpo.llm.policies import AdapterPolicies, Policy
 
 ORIGINS = ("start", "reference", "behavior")
-Policy = str | dict[str, Any]
-"""A policy's handle: its name, or ``{"mixture": [[a, name], …]}``."""
 
 
 class RunPolicies(Protocol):
@@ -205,16 +203,6 @@ class Source:
                 " one set of weights"
             )
         return self.policies.path(self.factors[0][1])
-
-
-def factors(base: Sequence[tuple[float, Policy]]) -> tuple[tuple[float, str], ...]:
-    """A product of powers of policies and mixtures as one of stored policies, each once."""
-    total: dict[str, float] = {}
-    for a, policy in base:
-        inner: Any = [(1.0, policy)] if isinstance(policy, str) else policy["mixture"]
-        for weight, name in inner:
-            total[name] = total.get(name, 0.0) + a * weight
-    return tuple((a, name) for name, a in total.items())
 
 
 def label(policy: Policy) -> str:

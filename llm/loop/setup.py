@@ -6,7 +6,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
 from nashpo.llm.engines.config import SamplingConfig
@@ -67,8 +66,6 @@ def prepare(run: Path, recipe: Recipe, ranks: Ranks, bars: Bars, say: Callable[[
     check_optimizer(str(recipe.training.get("optim", "")))
     bars.phase("model")
     build(run, recipe, ranks)
-    if recipe.model.build is not None:
-        torch.set_num_threads(1)  # waiting for each other takes threads longer than so small a model does
     origin = base(run, recipe)
     key = "model.path" if recipe.start_from is None else "start_from"
     tokenizer = load_tokenizer(recipe.model, origin, key)
