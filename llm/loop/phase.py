@@ -170,8 +170,10 @@ class Phase:
         self._manifest = self.ranks.first(lambda: self._committed(files, about))
 
     def _committed(self, files: Iterable[str] | None, about: Mapping[str, Any]) -> dict[str, Any]:
+        for left in [p for p in self.folder.iterdir() if p.is_file() and _is_left(p.name)]:
+            left.unlink()
         names = files if files is not None else (p.name for p in self.folder.iterdir() if p.is_file())
-        chosen = sorted(name for name in names if name != MANIFEST and not name.endswith(".part"))
+        chosen = sorted(name for name in names if name != MANIFEST)
         sizes = {name: [(self.folder / name).stat().st_size, digest(self.folder / name)] for name in chosen}
         return self._written(
             {
@@ -187,6 +189,11 @@ class Phase:
         manifest = {"format": FORMAT, "phase": self.name, "key": self.key, **rest}
         write_json(self.folder / MANIFEST, manifest)
         return manifest
+
+
+def _is_left(name: str) -> bool:
+    """Whether a file is what a killed process was writing aside: ours, or safetensors' own."""
+    return name.endswith(".part") or name.startswith(".tmp")
 
 
 def sync_folder(folder: Path) -> None:

@@ -60,8 +60,10 @@ def test_a_part_that_a_crash_left_does_not_count(tmp_path: Path) -> None:
     phase = Phase(tmp_path, "samples", "k")
     phase.begin()
     (tmp_path / "00000.jsonl.123.part").write_text("half")
+    (tmp_path / ".tmpAb12").write_text("as safetensors writes aside")
     phase.commit()
     assert phase.manifest["files"] == {}
+    assert [path.name for path in tmp_path.iterdir()] == [MANIFEST]
 
 
 def test_keys_tell_apart_what_json_tells_apart() -> None:
