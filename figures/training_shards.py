@@ -1,7 +1,7 @@
 """Statistics of an iteration's samples and judgements: lengths, K x K games, the judge's consistency.
 
 Shapes: S responses in all, N judged prompts with K responses each; win rates ``wins`` are (N, K, K) in [0, 1], NaN
-where the judge abstained. Lengths are tokens.
+where the judge abstained. Lengths are tokens of the policy, without those of the other side of a conversation.
 """
 
 import itertools
@@ -181,10 +181,16 @@ def _sampled(row: Mapping[str, Any]) -> _Sampled:
         row.get("prompt_key"),
         row.get("prompt"),
         tuple(str(answer.get("text", "")) for answer in answers),
-        np.array([len(answer.get("ids") or ()) for answer in answers], dtype=np.int64),
+        np.array([_length(answer) for answer in answers], dtype=np.int64),
         tuple(bool(answer.get("finished")) for answer in answers),
         sum(bool(answer.get("retokenized")) for answer in answers),
     )
+
+
+def _length(answer: Mapping[str, Any]) -> int:
+    """Tokens of the policy: all of them, or those that a conversation's mask marks."""
+    mask = answer.get("mask")
+    return len(answer.get("ids") or ()) if mask is None else sum(map(bool, mask))
 
 
 def _matrix(row: Mapping[str, Any]) -> Array | None:

@@ -1,8 +1,9 @@
 """What samples and judgements say about a policy: win rates with intervals, gaps, intransitivity, lengths, divergences.
 
 Shapes: B prompts with K responses each (K' of another policy); win matrices (B, K, K') with None where the judge
-abstained. Win rates are in [0, 1], lengths in tokens, divergences in nats per response. Intervals are 95 % percentile
-bootstraps over prompts, which are the independent draws; responses to one prompt are not.
+abstained. A conversation is one response: its text is its transcript, its length that of the policy's turns alone. Win
+rates are in [0, 1], lengths in tokens, divergences in nats per response. Intervals are 95 % percentile bootstraps over
+prompts, which are the independent draws; responses to one prompt are not.
 """
 
 from collections.abc import Mapping, Sequence
@@ -29,7 +30,7 @@ class PolicySamples:
     ----------
     texts : B lists of K str
     lengths : B lists of K int
-        In tokens.
+        In the policy's tokens: those of the other side of a conversation do not count.
     finished : B lists of K bool
         Whether the response ended by itself.
     """
@@ -89,7 +90,8 @@ def cycles(wins: Wins, texts: Sequence[str]) -> tuple[int, int]:
 def longer_wins(wins: Wins, lengths: Sequence[int], texts: Sequence[str]) -> float | None:
     """Mean probability that the longer of two responses wins; ½ without a bias, None without such a pair.
 
-    Equal texts are no such pair: their numbers of tokens may differ by the end token, which no judge sees.
+    Longer is who said more tokens itself, whatever the other side of a conversation said. Equal texts are no such pair:
+    their numbers of tokens may differ by the end token, which no judge sees.
     """
     found = []
     for i, j in combinations(range(len(wins)), 2):

@@ -7,9 +7,12 @@ prompts. Lengths are in tokens. Nothing here imports torch when it is loaded.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+
+from nashpo.llm.transcript import Message, Response
 
 if TYPE_CHECKING:
     import torch
@@ -105,6 +108,8 @@ class Completion:
         Whether the ids are not the sampler's own but the text's, tokenized again.
     mask : tuple of int, optional
         1 on tokens that are scored; None where all are.
+    turns : tuple of Message, optional
+        The messages of a conversation of several turns, whose `transcript` is ``text``; None for a single answer.
     """
 
     ids: tuple[int, ...]
@@ -112,6 +117,17 @@ class Completion:
     text: str
     retokenized: bool = False
     mask: tuple[int, ...] | None = None
+    turns: tuple[Message, ...] | None = None
+
+    @property
+    def scored(self) -> int:
+        """How many of its tokens are the policy's."""
+        return len(self.ids) if self.mask is None else sum(self.mask)
+
+    @property
+    def response(self) -> Response:
+        """What a judge is handed: the text, or the messages of a conversation."""
+        return self.text if self.turns is None else list(self.turns)
 
     @classmethod
     def drawn(cls, tokens: Sequence[int], end_ids: Collection[int], tokenizer: Any) -> Completion:
@@ -121,20 +137,23 @@ class Completion:
         return cls(ids, place is not None, decoded(tokenizer, ids))
 
     def to_json(self) -> dict[str, Any]:
-        """Lists, numbers and text only; ``mask`` where there is one."""
+        """Lists, numbers and text only; ``mask`` and ``turns`` where there are any."""
         saved = {"ids": list(self.ids), "text": self.text, "finished": self.finished, "retokenized": self.retokenized}
-        return saved if self.mask is None else {**saved, "mask": list(self.mask)}
+        if self.mask is not None:
+            saved["mask"] = list(self.mask)
+        return saved if self.turns is None else {**saved, "turns": [dict(turn) for turn in self.turns]}
 
     @classmethod
     def from_json(cls, saved: dict[str, Any]) -> Completion:
         """What `to_json` gave."""
-        mask = saved.get("mask")
+        mask, turns = saved.get("mask"), saved.get("turns")
         return cls(
             tuple(saved["ids"]),
             saved["finished"],
             saved["text"],
             saved.get("retokenized", False),
             None if mask is None else tuple(mask),
+            None if turns is None else tuple(turns),
         )
 
 
@@ -186,6 +205,15 @@ class Engine(Protocol):
 
     def close(self) -> None:
         """Give back memory and processes; a later `sample` starts them again."""
+        ...
+
+
+@runtime_checkable
+class Keeping(Protocol):
+    """An engine that has to be told how long the beginnings of later prompts are worth keeping."""
+
+    def keeping(self) -> AbstractContextManager[None]:
+        """Within it, `Engine.sample` does not read again what earlier calls of it read or drew."""
         ...
 
 

@@ -3,8 +3,9 @@
 A pair is one question: instruction, first reply (A), second reply (B), and what is asked for. An answer that cannot be
 read is followed by a reminder and read again, ``asks`` times in all; then the judge abstains. Answers that are late or
 broken after all retries, and questions that the server refuses (too long, or filtered), are abstained from too; all are
-counted. Nothing is guessed. A server that is gone, or a spent budget, ends the comparison with `Interrupted`, which
-holds what was answered.
+counted. Nothing is guessed, and nothing is cut here. A response of several turns is its transcript; the packaged
+question then says how to read one, a template of the user's own stays as it is. A server that is gone, or a spent
+budget, ends the comparison with `Interrupted`, which holds what was answered.
 
 Shapes: N pairs, N verdicts. Probabilities in [0, 1]; times in seconds.
 """
@@ -20,11 +21,12 @@ from typing import Any
 
 from nashpo.llm.http import Client, Waits
 from nashpo.llm.http_errors import Refused, ServerDown, ServerError, Unanswered, WrongAnswer, member
-from nashpo.llm.judges.answers import AGAIN, ASKED, QUESTION, READERS, from_logprobs, matched, under_key
+from nashpo.llm.judges.answers import AGAIN, ASKED, CONVERSATIONS, QUESTION, READERS, from_logprobs, matched, under_key
 from nashpo.llm.judges.api_config import APIJudgeConfig, read_template
 from nashpo.llm.judges.interrupted import Interrupted
 from nashpo.llm.judges.judge import Pair, Verdict
 from nashpo.llm.prompts import prompt_text
+from nashpo.llm.transcript import response_text
 
 _PLACE = re.compile(r"\{(instruction|first|second)\}")
 _TRIAL = Pair("Name a colour.", "Blue.", "I had rather not say.")
@@ -62,6 +64,7 @@ class APIJudge:
         self.counts: Counter[str] = Counter()
         asked = ASKED[config.answer]
         self._template = read_template(config.template) if config.template else QUESTION + asked
+        self._conversations = self._template if config.template else CONVERSATIONS + asked
         self._again = AGAIN if config.template else asked
         self._lock = threading.Lock()
         self._stop: ServerError | None = None
@@ -187,9 +190,11 @@ class APIJudge:
             self.counts[name] += 1
 
     def _messages(self, pair: Pair) -> list[dict[str, str]]:
-        texts = {"instruction": prompt_text(pair.prompt), "first": pair.first, "second": pair.second}
+        first, second = response_text(pair.first), response_text(pair.second)
+        texts = {"instruction": prompt_text(pair.prompt), "first": first, "second": second}
+        single = isinstance(pair.first, str) and isinstance(pair.second, str)
         # In one pass: what looks like a place within the texts themselves stays as it is.
-        question = _PLACE.sub(lambda match: texts[match[1]], self._template)
+        question = _PLACE.sub(lambda match: texts[match[1]], self._template if single else self._conversations)
         system = [] if self.config.system is None else [{"role": "system", "content": self.config.system}]
         return [*system, {"role": "user", "content": question}]
 

@@ -1,8 +1,9 @@
 """What a judge has said, on disk, so that no question is paid for twice.
 
 The file is append-only JSON Lines, one line per batch of answers: ``{"answers": [[key, probability, raw], ...]}``. A
-key is a hash of the judge's description, the prompt and the two responses in their order. A batch is written whole or
-not at all, so that a run that was killed asks the same batches again. Abstentions are not kept.
+key is a hash of the judge's description, the prompt and the two responses in their order, of a conversation its
+messages. A batch is written whole or not at all, so that a run that was killed asks the same batches again. Abstentions
+are not kept.
 """
 
 from __future__ import annotations

@@ -2,30 +2,30 @@
 
 Shapes: N pairs. The forms, chosen by name:
 
-- ``pairs``: ``f(prompts, firsts, seconds)`` gives N probabilities that the first response wins; None abstains.
+- ``pairs``: ``f(prompts, firsts, seconds)`` gives N probabilities that the first response wins; None abstains. A
+  response of several turns is a list of its messages where the prompt is one too, and its transcript otherwise.
 - ``ranks``: an object with ``judge(prompts, completions, shuffle_order=False)``, completions N lists of two, gives the
-  place of the better one, 0 or 1, and −1 where it failed (TRL's BasePairwiseJudge).
+  place of the better one, 0 or 1, and −1 where it failed (TRL's BasePairwiseJudge). Responses are texts, of several
+  turns their transcripts.
 - ``probabilities``: the same with ``return_scores=True`` gives N probabilities (TRL's PairRMJudge).
 - ``reward``: ``f(prompts=..., completions=...)`` gives one reward r per completion, in nats, or None (TRL's reward
-  functions); P = σ(r_first − r_second). A conversation is answered by a list with the assistant's message.
+  functions); P = σ(r_first − r_second). As in TRL a prompt of messages is answered by a list of messages, the
+  assistant's one or all turns behind the prompt, and a text by a text, of several turns their transcript.
 
 A class is made without arguments. The module is looked up on Python's path and in the working folder.
 """
 
 from __future__ import annotations
 
-import importlib
 import inspect
 import math
-import os
-import sys
 from collections.abc import Callable, Sequence
-from hashlib import blake2b
-from pathlib import Path
 from typing import Any
 
-from nashpo.core.cli import suggestion
+from nashpo.llm.callables import named, source_of
 from nashpo.llm.judges.judge import Pair, Text, Verdict, canonical
+from nashpo.llm.judges.turns import identity
+from nashpo.llm.transcript import Response, response_text
 
 
 class FunctionJudge:
@@ -56,12 +56,7 @@ class FunctionJudge:
 
     def describe(self) -> dict[str, Any]:
         """The name, the form, and a hash of the source file, so that a changed judge is asked anew."""
-        try:
-            kind = self.function if inspect.isroutine(self.function) else type(self.function)
-            source = blake2b(Path(inspect.getfile(kind)).read_bytes(), digest_size=16).hexdigest()
-        except (TypeError, OSError):
-            source = None
-        return {"judge": "function", "function": self.name, "form": self.form, "source": source}
+        return {"judge": "function", "function": self.name, "form": self.form, "source": source_of(self.function)}
 
     def check(self) -> None:
         """Nothing is left to check: it was imported when it was made."""
@@ -91,7 +86,9 @@ class Pairs(FunctionJudge):
 
     def compare(self, pairs: Sequence[Pair]) -> list[Verdict]:
         """As the function says."""
-        answers = self.call([p.prompt for p in pairs], [p.first for p in pairs], [p.second for p in pairs])
+        firsts = [_given(p.prompt, p.first) for p in pairs]
+        seconds = [_given(p.prompt, p.second) for p in pairs]
+        answers = self.call([p.prompt for p in pairs], firsts, seconds)
         return [a if isinstance(a, Verdict) else Verdict(_plain(a)) for a in self._list(answers, len(pairs), "pairs")]
 
 
@@ -110,7 +107,7 @@ class Ranks(FunctionJudge):
 
     def compare(self, pairs: Sequence[Pair]) -> list[Verdict]:
         """1 where the first is better, 0 where the second is, an abstention where it failed."""
-        answers = self.call([p.prompt for p in pairs], [[p.first, p.second] for p in pairs], shuffle_order=False)
+        answers = self.call([p.prompt for p in pairs], _texts(pairs), shuffle_order=False)
         return [self._verdict(rank) for rank in self._list(answers, len(pairs), "pairs")]
 
     def _verdict(self, rank: Any) -> Verdict:
@@ -126,8 +123,7 @@ class Probabilities(Ranks):
 
     def compare(self, pairs: Sequence[Pair]) -> list[Verdict]:
         """As the judge says."""
-        completions = [[p.first, p.second] for p in pairs]
-        answers = self.call([p.prompt for p in pairs], completions, shuffle_order=False, return_scores=True)
+        answers = self.call([p.prompt for p in pairs], _texts(pairs), shuffle_order=False, return_scores=True)
         return [Verdict(_plain(answer)) for answer in self._list(answers, len(pairs), "pairs")]
 
 
@@ -139,12 +135,13 @@ class Reward(FunctionJudge):
 
     def compare(self, pairs: Sequence[Pair]) -> list[Verdict]:
         """σ(r_first − r_second); an abstention where a reward is None."""
-        asked = {(canonical(p.prompt), text): (p.prompt, text) for p in pairs for text in (p.first, p.second)}
+        asked = {(canonical(p.prompt), identity(one)): (p.prompt, one) for p in pairs for one in (p.first, p.second)}
         prompts = [prompt for prompt, _ in asked.values()]
-        completions = [_completion(prompt, text) for prompt, text in asked.values()]
+        completions = [_completion(prompt, response) for prompt, response in asked.values()]
         answers = self._list(self.call(prompts=prompts, completions=completions), len(asked), "completions")
         rewards = dict(zip(asked, map(_plain, answers), strict=True))
-        return [_odds(rewards[canonical(p.prompt), p.first], rewards[canonical(p.prompt), p.second]) for p in pairs]
+        keys = [(canonical(p.prompt), identity(p.first), identity(p.second)) for p in pairs]
+        return [_odds(rewards[prompt, first], rewards[prompt, second]) for prompt, first, second in keys]
 
 
 FORMS: dict[str, type[FunctionJudge]] = {kind.form: kind for kind in (Pairs, Ranks, Probabilities, Reward)}
@@ -158,27 +155,8 @@ def function_judge(target: str, form: str) -> FunctionJudge:
     ValueError
         If there is no such module or name, or it cannot be called in this form.
     """
-    found = _imported(target)
+    found = named(target, "judge.function")
     return FORMS[form](target, found() if inspect.isclass(found) else found)
-
-
-def _imported(target: str) -> Any:
-    module, _, name = target.partition(":")
-    folder = os.getcwd()
-    if folder not in sys.path:
-        sys.path.append(folder)
-    try:
-        found: Any = importlib.import_module(module)
-    except ImportError as error:
-        raise ValueError(
-            f"judge.function: cannot import {module!r} of {target!r} ({error}): it must lie in the working folder or on"
-            " PYTHONPATH"
-        ) from error
-    for part in name.split("."):
-        if not hasattr(found, part):
-            raise ValueError(f"judge.function: {module} has no {part!r}; {suggestion(part, dir(found))}")
-        found = getattr(found, part)
-    return found
 
 
 def _plain(answer: Any) -> Any:
@@ -186,8 +164,22 @@ def _plain(answer: Any) -> Any:
     return answer.item() if hasattr(answer, "item") else answer
 
 
-def _completion(prompt: Text, text: str) -> Any:
-    return text if isinstance(prompt, str) else [{"role": "assistant", "content": text}]
+def _given(prompt: Text, response: Response) -> Response:
+    """A response as the form ``pairs`` hands it over; messages are copies, which the function may change."""
+    if isinstance(response, str) or isinstance(prompt, str):
+        return response_text(response)
+    return [dict(turn) for turn in response]
+
+
+def _texts(pairs: Sequence[Pair]) -> list[list[str]]:
+    return [[response_text(p.first), response_text(p.second)] for p in pairs]
+
+
+def _completion(prompt: Text, response: Response) -> Any:
+    given = _given(prompt, response)
+    return (
+        [{"role": "assistant", "content": given}] if isinstance(given, str) and not isinstance(prompt, str) else given
+    )
 
 
 def _odds(first: float | None, second: float | None) -> Verdict:

@@ -7,7 +7,9 @@ Each response has an embedding v in R^{2m}, of length 1, and
 which is v(a)ᵀ Rᵀ v(b) with R block-diagonal and skew, so that score(b, a) = −score(a, b) to the last bit. λ = 1, or,
 where the checkpoint has a prompt head, the softmax of its m outputs on the prompt. Layout of the published checkpoints:
 a causal LM's weights with ``value_head.weight`` (2m, H) and, in some, ``prompt_head.weight`` (m, H). The embedding is
-read at the last token, which is replaced by the end token; λ at the last token of the prompt alone.
+read at the last token, which is replaced by the end token; λ at the last token of the prompt alone. A response of
+several turns goes on with the prompt's messages in the chat template; longer inputs than the model reads are abstained
+from, and not cut.
 """
 
 from __future__ import annotations
@@ -19,10 +21,12 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from nashpo.llm.judges.chat import whole_conversation
 from nashpo.llm.judges.config import GPMConfig
 from nashpo.llm.judges.judge import Pair, Text, Verdict
-from nashpo.llm.judges.model_judge import limit, load_tokenizer, messages
+from nashpo.llm.judges.model_judge import limit, load_tokenizer
 from nashpo.llm.judges.scoring import ScoringJudge
+from nashpo.llm.transcript import Response
 
 VALUE_HEAD, PROMPT_HEAD = "value_head.weight", "prompt_head.weight"
 INDEX = "model.safetensors.index.json"
@@ -72,13 +76,14 @@ class GPM(ScoringJudge):
             )
         self.most = limit(self.tokenizer, self.model.config, self.settings.max_length)
 
-    def encode(self, prompt: Text, response: str | None) -> list[int]:
+    def encode(self, prompt: Text, response: Response | None) -> list[int]:
         """Token ids of the conversation, its last one the end token; or of the prompt alone."""
-        text = self.tokenizer.apply_chat_template(messages(prompt, response), tokenize=False)
+        turns = whole_conversation(self.tokenizer, prompt, response)
+        text = self.tokenizer.apply_chat_template(turns, tokenize=False)
         ids = list(self.tokenizer(text, add_special_tokens=self.settings.special_tokens)["input_ids"])
         return ids if response is None else [*ids[:-1], self.tokenizer.eos_token_id]
 
-    def parts(self, pair: Pair) -> tuple[str | None, ...]:
+    def parts(self, pair: Pair) -> tuple[Response | None, ...]:
         """The two responses, and with a prompt head the prompt."""
         return (pair.first, pair.second, None) if PROMPT_HEAD in self._heads else (pair.first, pair.second)
 

@@ -11,17 +11,23 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
+from nashpo.llm.transcript import Response, response_text
+
 Text = Any
 """A string, a list of messages ``{"role", "content"}``, or a list of token ids."""
 
 
 @dataclass(frozen=True)
 class Pair:
-    """A question: does ``first`` beat ``second`` as a response to ``prompt``? The judge sees them in this order."""
+    """A question: does ``first`` beat ``second`` as a response to ``prompt``? The judge sees them in this order.
+
+    A response is a text, or the turns of a conversation behind the prompt, which is compared as a whole: messages, the
+    assistant's first and last and the other side's between them.
+    """
 
     prompt: Text
-    first: str
-    second: str
+    first: Response
+    second: Response
 
 
 @dataclass(frozen=True)
@@ -85,7 +91,7 @@ class SetJudge(Judge, Protocol):
     """A judge whose win rates depend on all responses of a set, not on the pair alone."""
 
     def wins(self, answers: Sequence[Sequence[Verdict | None]]) -> list[list[float | None]]:
-        """Win rates (K, K) from the verdicts on all ordered pairs; no verdict on the diagonal and on equal texts."""
+        """Win rates (K, K) from the verdicts on all ordered pairs; none on the diagonal and on equal responses."""
         ...
 
 
@@ -135,8 +141,9 @@ def checked(judge: Judge, pair: Pair, verdict: Verdict) -> Verdict:
     if 0 <= probability <= 1:
         return Verdict(probability, verdict.raw)
     raise ValueError(
-        f"judge {judge.name!r} answered {verdict.probability!r} for P({shown(pair.first)} beats {shown(pair.second)}) "
-        f"on the prompt {shown(pair.prompt)}; it must be a number from 0 to 1, or None to abstain"
+        f"judge {judge.name!r} answered {verdict.probability!r} for P({shown(response_text(pair.first))} beats"
+        f" {shown(response_text(pair.second))}) on the prompt {shown(pair.prompt)}; it must be a number from 0 to 1, or"
+        " None to abstain"
     )
 
 

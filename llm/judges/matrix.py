@@ -1,4 +1,4 @@
-"""Win matrices of sets of responses: every pair asked in both orders, and symmetrized.
+"""Win matrices of sets of responses, texts or conversations: every pair asked in both orders, and symmetrized.
 
 Shapes: B prompts with K responses each, compared among themselves, (K, K), or with K' others, (K, K'). Win rates are in
 [0, 1], and None where the judge abstained. With p_ij the judge's probability that i beats j when it sees i first,
@@ -17,12 +17,14 @@ from typing import Any
 from nashpo.llm.judges.cache import Cache, Keys
 from nashpo.llm.judges.interrupted import Interrupted
 from nashpo.llm.judges.judge import Judge, Pair, SetJudge, Text, Verdict, ask, canonical, checked
+from nashpo.llm.judges.turns import Identity, checked_response, identity
+from nashpo.llm.transcript import Response
 
 BATCH = 256
 """Questions that a judge is given at once, and that the cache keeps or loses together."""
 
 Wins = list[list[float | None]]
-Question = tuple[str, str, str]
+Question = tuple[str, Identity, Identity]
 Both = tuple[Verdict | None, Verdict | None]
 
 
@@ -35,8 +37,8 @@ class Judged:
     wins : (K, K') list
         Symmetrized win rates; None where the judge abstained in one of the orders.
     raw : list of dict
-        ``{"i", "j", "forward", "backward"}`` for every pair of different texts: the verdicts on (i, j) and (j, i) as
-        ``{"probability", "raw"}``; null where that order was not asked.
+        ``{"i", "j", "forward", "backward"}`` for every pair of different responses: the verdicts on (i, j) and (j, i)
+        as ``{"probability", "raw"}``; null where that order was not asked.
     asymmetry : float, optional
         Mean of |p_ij + p_ji - 1| over the pairs answered in both orders; None where there are none.
     """
@@ -81,24 +83,25 @@ def check_wins(wins: Wins) -> None:
 def judge_responses(
     judge: Judge,
     prompts: Sequence[Text],
-    responses: Sequence[Sequence[str]],
-    others: Sequence[Sequence[str]] | None = None,
+    responses: Sequence[Sequence[Response]],
+    others: Sequence[Sequence[Response]] | None = None,
     cache: Cache | None = None,
     progress: Callable[[int], None] | None = None,
     batch: int = BATCH,
 ) -> list[Judged]:
     """Win matrices of responses.
 
-    Equal texts are 1/2 without being asked, and equal questions are asked once. An antisymmetric judge is asked in one
-    order: the one in which the texts are sorted.
+    Equal responses are 1/2 without being asked, and equal questions are asked once. An antisymmetric judge is asked in
+    one order: the one in which the texts are sorted; of a conversation it is its JSON that is sorted.
 
     Parameters
     ----------
     judge : Judge
         A `SetJudge` reads the win rates from all verdicts of a set; compared with ``others``, each pair is a set.
     prompts : B texts
-    responses : B lists of K str
-    others : B lists of K' str, optional
+    responses : B lists of K texts or conversations
+        A conversation is the list of messages behind the prompt, the assistant's first and last.
+    others : B lists of K' texts or conversations, optional
         Compare with these; by default the responses among themselves.
     cache : Cache, optional
         Asked first and told afterwards, batch by batch.
@@ -110,30 +113,41 @@ def judge_responses(
     Raises
     ------
     ValueError
-        If the lists do not match, or a verdict is no probability.
+        If the lists do not match, a response is neither a text nor such a list, or a verdict is no probability.
     Interrupted
         From the judge, after the cache was told what had been answered.
     """
     if not len(prompts) == len(responses) == (len(prompts) if others is None else len(others)):
         rest = "" if others is None else f" and {len(others)} lists of others"
         raise ValueError(f"{len(prompts)} prompts, {len(responses)} lists of responses{rest}: there must be as many")
-    sets = [
-        _Set(judge, prompt, row, None if others is None else others[b])
-        for b, (prompt, row) in enumerate(zip(prompts, responses, strict=True))
-    ]
+    rows = _checked(responses, "response")
+    columns = [None] * len(rows) if others is None else _checked(others, "other response")
+    sets = [_Set(judge, *one) for one in zip(prompts, rows, columns, strict=True)]
     answers = _answers(judge, sets, cache, progress, batch)
     return [one.judged(answers) for one in sets]
+
+
+def _checked(lists: Sequence[Sequence[Response]], what: str) -> list[list[Response]]:
+    return [
+        [checked_response(one, f"{what} {k} to prompt {b}") for k, one in enumerate(row)] for b, row in enumerate(lists)
+    ]
 
 
 class _Set:
     """The responses to one prompt and what must be asked about them."""
 
-    def __init__(self, judge: Judge, prompt: Text, rows: Sequence[str], columns: Sequence[str] | None) -> None:
+    def __init__(
+        self, judge: Judge, prompt: Text, rows: Sequence[Response], columns: Sequence[Response] | None
+    ) -> None:
         self.antisymmetric = judge.antisymmetric
         self.by_set = judge if isinstance(judge, SetJudge) else None
         self.prompt, self.key = prompt, canonical(prompt)
         self.own = columns is None
-        self.rows, self.columns = rows, rows if columns is None else columns
+        self.rows = [identity(response) for response in rows]
+        self.columns = self.rows if columns is None else [identity(response) for response in columns]
+        self.responses = dict(zip(self.rows, rows, strict=True))
+        if columns is not None:
+            self.responses.update(zip(self.columns, columns, strict=True))
 
     def pairs(self) -> Iterator[tuple[int, int]]:
         """Places (i, j) of pairs; i < j among themselves."""
@@ -150,6 +164,10 @@ class _Set:
         if self.antisymmetric:
             return (forward, None) if one < two else (None, backward)
         return forward, backward
+
+    def pair(self, question: Question) -> Pair:
+        """What the judge is asked."""
+        return Pair(self.prompt, self.responses[question[1]], self.responses[question[2]])
 
     def judged(self, answers: dict[Question, Verdict]) -> Judged:
         verdicts: dict[tuple[int, int], Both] = {}
@@ -199,7 +217,7 @@ def _json(verdict: Verdict | None) -> dict[str, Any] | None:
 
 
 def _win(forward: Verdict | None, backward: Verdict | None) -> float | None:
-    """P(i beats j) from what was asked; None where an answer is missing, 1/2 for equal texts."""
+    """P(i beats j) from what was asked; None where an answer is missing, 1/2 for equal responses."""
     if forward is None and backward is None:
         return 0.5
     ahead = None if forward is None else forward.probability
@@ -222,7 +240,7 @@ def _answers(
         for i, j in one.pairs():
             for question in one.questions(i, j):
                 if question is not None and question not in asked:
-                    asked[question] = Pair(one.prompt, question[1], question[2])
+                    asked[question] = one.pair(question)
                     first[question] = pairs
             pairs += 1
     keys = None if cache is None else Keys(judge)

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from nashpo.core.cli import one_line
 from nashpo.llm.judges.config import ModelConfig
-from nashpo.llm.judges.judge import Text, Verdict
+from nashpo.llm.judges.judge import Verdict
 from nashpo.llm.judges.weights import find_folder, fingerprint
 
 log = logging.getLogger(__name__)
@@ -157,20 +157,3 @@ def load_tokenizer(folder: Path, **options: Any) -> Any:
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
-
-
-def messages(prompt: Text, response: str | None = None) -> list[dict[str, Any]]:
-    """A prompt as a conversation, with a response as the assistant's turn.
-
-    Raises
-    ------
-    ValueError
-        If the prompt is given as token ids.
-    """
-    if isinstance(prompt, str):
-        turns: list[dict[str, Any]] = [{"role": "user", "content": prompt}]
-    elif prompt and all(hasattr(turn, "keys") for turn in prompt):
-        turns = [dict(turn) for turn in prompt]
-    else:
-        raise ValueError("a model judge reads text: give prompts as text or messages, not as token ids")
-    return turns if response is None else [*turns, {"role": "assistant", "content": response}]

@@ -5,7 +5,8 @@ With l_A and l_B the logits of the two letters as the next token after the chat 
     P(first beats second) = exp(l_A) / (exp(l_A) + exp(l_B)) .
 
 By default the input is that of RLHFlow/pair-preference-model-LLaMA3-8B: the context in plain turns, both responses in
-one user's turn, and no begin token. Longer inputs than the model reads are abstained from.
+one user's turn, and no begin token. For responses of several turns nothing is published: they stand there as their
+transcripts. Longer inputs than the model reads are abstained from, and not cut.
 """
 
 from __future__ import annotations
@@ -17,9 +18,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from nashpo.llm.judges.chat import messages
 from nashpo.llm.judges.config import PairLMConfig
 from nashpo.llm.judges.judge import Pair, Verdict
-from nashpo.llm.judges.model_judge import ModelJudge, limit, load_tokenizer, messages, too_long
+from nashpo.llm.judges.model_judge import ModelJudge, limit, load_tokenizer, too_long
+from nashpo.llm.transcript import response_text
 
 
 class PairLM(ModelJudge):
@@ -81,7 +84,8 @@ class PairLM(ModelJudge):
         context = self.tokenizer.apply_chat_template(
             messages(pair.prompt), chat_template=self.settings.context, tokenize=False
         )
-        text = self.settings.template.format(context=context, first=pair.first, second=pair.second)
+        first, second = response_text(pair.first), response_text(pair.second)
+        text = self.settings.template.format(context=context, first=first, second=second)
         ids: list[int] = list(
             self.tokenizer.apply_chat_template(
                 [{"role": "user", "content": text}], tokenize=True, return_dict=False, add_generation_prompt=True

@@ -6,7 +6,9 @@ and h_2 the last hidden states (H) at the three markers,
     score_k = mean over tasks of  W_2 tanh(W_1 [h_s; h_k] + b_1) + b_2 ,
     P(first beats second) = σ(score_1 − score_2) ,
 
-from the pair itself: no other response enters. Swapping the responses does not negate the difference, so that both
+from the pair itself: no other response enters. The ends of texts that do not fit are cut off, as published. Responses
+of several turns (`nashpo.llm.judges.pairrm_turns`) are never cut, since their ends are the last answers: what does not
+fit is abstained from. Swapping the responses does not negate the difference, so that both
 orders are asked. Two layouts of the published weights are read: that of llm-blender/PairRM, whose ``config.json`` holds
 the ranker's settings and names the encoder, and that of llm-blender/PairRM-hf, whose ``config.json`` is the encoder's.
 """
@@ -23,9 +25,9 @@ from torch import Tensor, nn
 
 from nashpo.llm.judges.config import PairRMConfig
 from nashpo.llm.judges.judge import Pair, Verdict
-from nashpo.llm.judges.model_judge import ModelJudge, load_tokenizer
+from nashpo.llm.judges.model_judge import ModelJudge, load_tokenizer, too_long
+from nashpo.llm.judges.pairrm_turns import parts
 from nashpo.llm.judges.weights import check_keys, find_folder, read_state
-from nashpo.llm.prompts import prompt_text
 
 SOURCE, FIRST, SECOND, EITHER = MARKERS = ("<|source|>", "<|candidate1|>", "<|candidate2|>", "<|candidate|>")
 """Added to the encoder's tokenizer in this order; the last is unused here."""
@@ -139,28 +141,44 @@ class PairRM(ModelJudge):
         return scores
 
     def encode(self, pair: Pair) -> list[int]:
-        """Token ids of a pair: what a short prompt leaves is shared by the responses; the ends of texts are cut off."""
-        most = self.settings.source_tokens + 2 * self.settings.candidate_tokens
-        prompt = self.settings.template.format(prompt=prompt_text(pair.prompt))
-        ids = self._part(SOURCE, prompt, self.settings.source_tokens)
-        share = (most - len(ids)) // 2
-        return ids + self._part(FIRST, pair.first, share) + self._part(SECOND, pair.second, share)
+        """Token ids of a pair: what a short prompt leaves is shared by the responses; the ends of texts are cut off.
 
-    def _part(self, marker: str, text: str, most: int) -> list[int]:
+        Of a pair with a conversation all is there, however much it is.
+        """
+        source, first, second = parts(pair)
+        source = self.settings.template.format(prompt=source)
+        if not (isinstance(pair.first, str) and isinstance(pair.second, str)):
+            return self._part(SOURCE, source) + self._part(FIRST, first) + self._part(SECOND, second)
+        ids = self._part(SOURCE, source, self.settings.source_tokens)
+        share = (self._most - len(ids)) // 2
+        return ids + self._part(FIRST, first, share) + self._part(SECOND, second, share)
+
+    @property
+    def _most(self) -> int:
+        """The longest input in tokens."""
+        return self.settings.source_tokens + 2 * self.settings.candidate_tokens
+
+    def _part(self, marker: str, text: str, most: int | None = None) -> list[int]:
         # A text must not end its part, nor begin another one.
         for control in (self.tokenizer.sep_token, *MARKERS):
             text = text.replace(control, " ")
-        return list(self.tokenizer(marker + text, truncation=True, max_length=most)["input_ids"])
+        cut = {"truncation": False} if most is None else {"truncation": True, "max_length": most}
+        return list(self.tokenizer(marker + text, **cut)["input_ids"])
 
     def compare(self, pairs: Sequence[Pair]) -> list[Verdict]:
-        """σ(score_1 − score_2) of each pair."""
+        """σ(score_1 − score_2) of each pair; an abstention from conversations that are longer than texts may be."""
         if not pairs:
             return []
         self.ready()
-        scores = self.read([self.encode(pair) for pair in pairs])
-        margins = scores[:, 0] - scores[:, 1]
-        both = zip(margins.sigmoid().tolist(), margins.tolist(), strict=True)
-        return [Verdict(probability, {"score": margin}) for probability, margin in both]
+        rows = [self.encode(pair) for pair in pairs]
+        verdicts = [too_long(len(row), self._most) for row in rows]
+        kept = [n for n, verdict in enumerate(verdicts) if verdict is None]
+        if kept:
+            scores = self.read([rows[n] for n in kept])
+            margins = scores[:, 0] - scores[:, 1]
+            for n, probability, margin in zip(kept, margins.sigmoid().tolist(), margins.tolist(), strict=True):
+                verdicts[n] = Verdict(probability, {"score": margin})
+        return [verdict for verdict in verdicts if verdict is not None]
 
 
 def _markers(tokenizer: Any, ranker: dict[str, Any], rows: int, folder: Path) -> tuple[int, ...]:

@@ -3,7 +3,9 @@
     P(first beats second) = σ(r_first − r_second) .
 
 The input is the conversation in the model's chat template, or plain text from a template with ``{prompt}`` and
-``{response}``. A model trained by `nashpo.llm.judges.train_reward` carries its template in ``config.json``.
+``{response}``. A response of several turns goes on with the prompt's messages in the chat template, and is its
+transcript in a plain one; longer inputs than the model reads are abstained from, and not cut. A model trained by
+`nashpo.llm.judges.train_reward` carries its template in ``config.json``.
 """
 
 from __future__ import annotations
@@ -13,11 +15,13 @@ from typing import Any
 
 from torch import Tensor
 
+from nashpo.llm.judges.chat import whole_conversation
 from nashpo.llm.judges.config import RewardModelConfig
 from nashpo.llm.judges.judge import Text, Verdict
-from nashpo.llm.judges.model_judge import limit, load_tokenizer, messages
+from nashpo.llm.judges.model_judge import limit, load_tokenizer
 from nashpo.llm.judges.scoring import ScoringJudge
 from nashpo.llm.prompts import prompt_text
+from nashpo.llm.transcript import Response, response_text
 
 TEMPLATE_KEY = "reward_template"
 """Where ``config.json`` says the template that a reward model was trained with."""
@@ -75,7 +79,7 @@ class RewardModel(ScoringJudge):
             raise ValueError(f"judge: the tokenizer of {self.config.path} has no chat template; give judge.template")
         self.most = limit(self.tokenizer, self.model.config, self.settings.max_length)
 
-    def encode(self, prompt: Text, response: str | None) -> list[int]:
+    def encode(self, prompt: Text, response: Response | None) -> list[int]:
         """Token ids of a response behind its prompt."""
         return encode(self.tokenizer, self.template, prompt, response or "")
 
@@ -92,8 +96,10 @@ class RewardModel(ScoringJudge):
         return [Verdict(win, {"rewards": list(both)}) for win, both in zip(wins, rewards, strict=True)]
 
 
-def encode(tokenizer: Any, template: str | None, prompt: Text, response: str) -> list[int]:
+def encode(tokenizer: Any, template: str | None, prompt: Text, response: Response) -> list[int]:
     """Token ids of what a reward model reads: a filled template, or the chat template of the tokenizer."""
     if template is None:
-        return list(tokenizer.apply_chat_template(messages(prompt, response), tokenize=True, return_dict=False))
-    return list(tokenizer(template.format(prompt=prompt_text(prompt), response=response))["input_ids"])
+        turns = whole_conversation(tokenizer, prompt, response)
+        return list(tokenizer.apply_chat_template(turns, tokenize=True, return_dict=False))
+    text = template.format(prompt=prompt_text(prompt), response=response_text(response))
+    return list(tokenizer(text)["input_ids"])

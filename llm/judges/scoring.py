@@ -1,6 +1,9 @@
 """Judges that read each response by itself: one pass per response, however many it is compared with.
 
-Shapes: U different texts give U readings (U, D); the verdict on a pair is a function of its parts' readings.
+A conversation is read as one text with its prompt. What is longer than the model reads is never cut: the judge abstains
+from the pair, which counts as an abstention.
+
+Shapes: U different responses give U readings (U, D); the verdict on a pair is a function of its parts' readings.
 """
 
 from __future__ import annotations
@@ -11,6 +14,11 @@ from torch import Tensor
 
 from nashpo.llm.judges.judge import Pair, Text, Verdict, canonical
 from nashpo.llm.judges.model_judge import ModelJudge, too_long
+from nashpo.llm.judges.turns import Identity, identity
+from nashpo.llm.transcript import Response
+
+Part = tuple[str, Identity | None]
+"""A prompt, and which response to it; None for the prompt alone."""
 
 
 class ScoringJudge(ModelJudge):
@@ -20,11 +28,22 @@ class ScoringJudge(ModelJudge):
     most: int | None = None
     """Longest input in tokens."""
 
-    def encode(self, prompt: Text, response: str | None) -> list[int]:
+    def encode(self, prompt: Text, response: Response | None) -> list[int]:
         """Token ids of a response behind its prompt, or of the prompt alone."""
         raise NotImplementedError
 
-    def parts(self, pair: Pair) -> tuple[str | None, ...]:
+    def check_conversation(self) -> None:
+        """After `check`, that it can read a conversation of several turns, before any is sampled.
+
+        Raises
+        ------
+        ValueError
+            If its chat template refuses the roles or leaves a turn out.
+        """
+        said = [("assistant", "Yes."), ("user", "Why?"), ("assistant", "So.")]
+        self.encode("Is it?", [{"role": role, "content": content} for role, content in said])
+
+    def parts(self, pair: Pair) -> tuple[Response | None, ...]:
         """What is read behind the prompt of a pair: the two responses, and None for the prompt alone."""
         return pair.first, pair.second
 
@@ -37,14 +56,14 @@ class ScoringJudge(ModelJudge):
         if not pairs:
             return []
         self.ready()
-        rows: dict[tuple[str, str | None], list[int]] = {}
-        parts: list[list[tuple[str, str | None]]] = []
+        rows: dict[Part, list[int]] = {}
+        parts: list[list[Part]] = []
         for pair in pairs:
-            prompt = canonical(pair.prompt)
-            parts.append([(prompt, part) for part in self.parts(pair)])
-            for key in parts[-1]:
+            prompt, own = canonical(pair.prompt), self.parts(pair)
+            parts.append([(prompt, None if part is None else identity(part)) for part in own])
+            for key, part in zip(parts[-1], own, strict=True):
                 if key not in rows:
-                    rows[key] = self.encode(pair.prompt, key[1])
+                    rows[key] = self.encode(pair.prompt, part)
         long = {key: verdict for key, row in rows.items() if (verdict := too_long(len(row), self.most))}
         answers = [next((long[key] for key in keys if key in long), None) for keys in parts]
         asked = [n for n, answer in enumerate(answers) if answer is None]

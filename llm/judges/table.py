@@ -2,8 +2,8 @@
 
 Shapes: B prompts with n responses each, P (B, n, n) in [0, 1] with P + Pᵀ = 1; or one game (n, n) for every prompt.
 
-A file holds ``P``, ``responses`` (n texts, or a list of them per prompt) and, unless one game is for all, ``prompts``:
-as an object in .json, as arrays in .npz.
+A conversation is looked up by its transcript. A file holds ``P``, ``responses`` (n texts, or a list of them per prompt)
+and, unless one game is for all, ``prompts``: as an object in .json, as arrays in .npz.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import numpy as np
 
 from nashpo.core.cli import one_line
 from nashpo.llm.judges.judge import Pair, Text, Verdict, canonical, shown
+from nashpo.llm.transcript import Response, response_text
 from nashpo.tabular.game import Game
 
 KEYS = ("prompts", "responses", "P")
@@ -106,7 +107,7 @@ class TableJudge:
         """The n texts that can be compared on a prompt."""
         return list(self._texts[self._place(prompt)])
 
-    def index(self, prompt: Text, response: str) -> int:
+    def index(self, prompt: Text, response: Response) -> int:
         """The place of a response among those of its prompt.
 
         Raises
@@ -114,13 +115,13 @@ class TableJudge:
         ValueError
             If the table does not have it.
         """
-        known = self._index[self._place(prompt)]
-        if response not in known:
+        known, text = self._index[self._place(prompt)], response_text(response)
+        if text not in known:
             raise ValueError(
-                f"the table has no response {shown(response)} to the prompt {shown(prompt)}; it has {len(known)}, as"
+                f"the table has no response {shown(text)} to the prompt {shown(prompt)}; it has {len(known)}, as"
                 f" {shown(next(iter(known)))}"
             )
-        return known[response]
+        return known[text]
 
     def _place(self, prompt: Text) -> int:
         place = 0 if self._shared else self._places.get(canonical(prompt))

@@ -20,6 +20,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 
 from nashpo.llm.judges.judge import Judge, Pair, ask
 from nashpo.llm.judges.reward_model import TEMPLATE_KEY, encode
+from nashpo.llm.judges.turns import checked_response
 
 Encoded = tuple[list[int], list[int], float]
 """Token ids of the chosen and the rejected response, and the probability that the chosen one wins."""
@@ -89,7 +90,8 @@ def train_reward_model(
     tokenizer
         Of that model.
     pairs : N mappings
-        ``prompt``, ``chosen``, ``rejected``, and optionally ``chosen_probs`` in [0, 1].
+        ``prompt``, ``chosen``, ``rejected`` (texts, or the messages behind the prompt), and optionally
+        ``chosen_probs`` in [0, 1].
     folder : path
         Where the model is saved; must not exist.
     training : RewardTraining, optional
@@ -100,7 +102,8 @@ def train_reward_model(
     Raises
     ------
     ValueError
-        If the folder exists, no pair is short enough, or a probability is outside [0, 1].
+        If the folder exists, no pair is short enough, a response is neither a text nor messages, or a probability is
+        outside [0, 1].
     """
     from transformers import AutoModelForSequenceClassification
 
@@ -131,7 +134,8 @@ def _encoded(tokenizer: Any, template: str | None, pair: Mapping[str, Any], numb
     weight = float(pair.get("chosen_probs", 1.0))
     if not 0 <= weight <= 1:
         raise ValueError(f"pair {number}: chosen_probs is {weight}; it must be in [0, 1]")
-    chosen, rejected = (encode(tokenizer, template, pair["prompt"], pair[side]) for side in ("chosen", "rejected"))
+    sides = (checked_response(pair[side], f"pair {number}: {side}") for side in ("chosen", "rejected"))
+    chosen, rejected = (encode(tokenizer, template, pair["prompt"], response) for response in sides)
     return chosen, rejected, weight
 
 

@@ -155,6 +155,22 @@ def test_statistics_of_samples_by_hand(tmp_path):
     assert (shards.examples[1].prompt, shards.examples[1].best, shards.examples[1].worst) == ("b", "3", "1")
 
 
+def test_the_other_side_of_a_conversation_has_no_length(tmp_path):
+    """6 and 4 tokens of which 2 and 3 are the policy's: the second one is the longer, and it wins 0.9."""
+    iteration = tmp_path / "iterations" / "001"
+    talk = [
+        {"ids": [0] * 6, "mask": [1, 0, 0, 0, 0, 1], "text": "a\n\nuser: b\n\nassistant: c", "finished": True},
+        {"ids": [0] * 4, "mask": [1, 1, 0, 1], "text": "d\n\nuser: e\n\nassistant: f", "finished": True},
+    ]
+    write_lines(iteration / "samples" / "00000.jsonl", [{"prompt_key": "k", "prompt": "p", "completions": talk}])
+    write_lines(iteration / "judgements" / "00000.jsonl", [{"prompt_key": "k", "wins": [[0.5, 0.1], [0.9, 0.5]]}])
+    (tmp_path / "recipe.yaml").write_text("rule: sppo\niterations: 2\n")
+    shards = load_run(tmp_path).iterations[0].shards
+    assert shards.tokens.tolist() == [2, 3]
+    assert shards.longer_wins == 0.9
+    assert shards.examples[0].best == "d\n\nuser: e\n\nassistant: f"
+
+
 def test_what_the_caption_says_of_five_samples_at_an_equilibrium():
     """All 3⁵ draws from the uniform policy on rock, paper, scissors, which has gap 0."""
     from itertools import product
