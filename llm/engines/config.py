@@ -71,11 +71,16 @@ class TransformersConfig(SamplingConfig):
 
     batch_size: int = _setting(64, "sequences generated at a time")
     batch_tokens: int | None = _setting(None, "most tokens of a batch, prompts and longest responses with padding")
+    # 8 GiB for an 8B model of Llama 3's shape in bfloat16 (128 KiB per token), 1.8 GiB for Qwen2.5-1.5B (28 KiB).
+    cache_tokens: int = _setting(
+        65536, "most tokens whose keys and values are kept between the turns of conversations; 0 reads them anew"
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
         _at_least(1, self, "batch_size", "sequences")
         _at_least(1, self, "batch_tokens", "tokens", optional=True)
+        _at_least(0, self, "cache_tokens", "tokens")
 
     def build(self, context: EngineContext) -> Engine:
         """The engine, its module imported now."""

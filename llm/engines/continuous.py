@@ -6,6 +6,10 @@ Made for GPUs. On a processor it sizes its cache by the machine's memory, which 
 ``options: {page_size: 16, num_blocks: 64, max_batch_tokens: 256}`` bounds it. The options are those of the installed
 transformers, and their names change with it (5.17: ``block_size``, later ``page_size``).
 
+Within a call equal beginnings of prompts are shared in whole blocks, if all layers are full attention (its
+``allow_block_sharing``, on by default). Between calls nothing is: each has a cache of its own, so that every turn of a
+conversation is read from its beginning. For conversations the ``transformers`` engine keeps what it read.
+
 Shapes: B·K requests, each a prompt of one shard; lengths in tokens.
 """
 

@@ -5,6 +5,10 @@ In float32 the responses depend on (weights, prompt, seed, k) only, up to roundi
 shard on the same machine gives the same responses bit for bit, in any order of its prompts. A prompt that stands twice
 gets the same responses twice.
 
+Within `TransformersEngine.keeping` a prompt that goes on from a sequence that was drawn before, as the next turn of a
+conversation does, is continued from that sequence's keys and values (`nashpo.llm.engines.prefixes`). Then responses
+also depend, through rounding, on the calls before in the same context; the same calls give the same responses.
+
 A geometric mixture is drawn token by token (`nashpo.llm.mixture`): filters and noise act on the mixture's logits.
 
 Shapes: R = B·K rows, one per prompt and k, generated in batches of N rows padded on the left. Lengths are in tokens.
@@ -25,6 +29,7 @@ from transformers import GenerationConfig, LogitsProcessorList
 from nashpo.llm.engines.config import TransformersConfig
 from nashpo.llm.engines.engine import Completion, EngineContext, PolicySource, check_ends, check_lengths
 from nashpo.llm.engines.noise import KeyedDraw, filters, row_key
+from nashpo.llm.engines.prefixes import Prefixes
 from nashpo.llm.logprobs import root_module
 from nashpo.llm.mixture import MixtureProcessor, Parts
 from nashpo.llm.responses import Padded, Scored
@@ -55,7 +60,8 @@ def batches(rows: Sequence[Row], count: int, tokens: int | None, max_new_tokens:
         Most tokens of a batch, padding and longest responses counted; a row that alone has more is a batch of its own.
     max_new_tokens : int
     """
-    ordered = sorted(rows, key=lambda row: (-len(row.ids), row.prompt_key, row.k))  # whatever the prompts' order
+    # Whatever the prompts' order, and equal prompts side by side.
+    ordered = sorted(rows, key=lambda row: (-len(row.ids), row.ids, row.prompt_key, row.k))
     while ordered:
         width = len(ordered[0].ids) + max_new_tokens
         size = count if tokens is None else max(1, min(count, tokens // width))
@@ -78,6 +84,7 @@ class TransformersEngine:
     def __init__(self, config: TransformersConfig, context: EngineContext) -> None:
         self.config = config
         self.context = context
+        self._prefixes: Prefixes | None = None
 
     def describe(self) -> dict[str, Any]:
         """Engine, versions, sampling and batches; which device and number format is the policy's own matter."""
@@ -87,6 +94,7 @@ class TransformersEngine:
             "sampling": self.config.sampling().to_json(),
             "batch_size": self.config.batch_size,
             "batch_tokens": self.config.batch_tokens,
+            "cache_tokens": self.config.cache_tokens,
             "noise": "gumbel, keyed on seed, prompt, k and position",
             "reproducible": True,
         }
@@ -100,6 +108,22 @@ class TransformersEngine:
             If an end token is outside the vocabulary.
         """
         check_ends(self.context)
+
+    @contextmanager
+    def keeping(self) -> Iterator[None]:
+        """Within it keys and values of what is drawn are kept, at most ``cache_tokens`` tokens of the policy that was
+        sampled last; all is given back at its end. Equal prompts of a batch are read once.
+
+        Mixtures, and models whose caches are more than plain full attention, are read anew as without it.
+        """
+        if self._prefixes is not None or not self.config.cache_tokens:
+            yield
+            return
+        self._prefixes = Prefixes(self.config.cache_tokens)
+        try:
+            yield
+        finally:
+            self._prefixes = None
 
     def sample(self, policy: PolicySource, prompts: Sequence[Prompt], seed: int) -> list[tuple[Completion, ...]]:
         """K completions of every prompt.
@@ -117,13 +141,28 @@ class TransformersEngine:
         (_, use), others = policy.parts[0], policy.parts[1:]
         with use() as module, generating(module) as model:
             check_lengths(prompts, sampling, positions(model))
-            for batch in batches(rows, self.config.batch_size, self.config.batch_tokens, sampling.max_new_tokens):
-                for row, tokens in zip(batch, self._drawn(model, others, batch, seed, policy.name), strict=True):
-                    found[row.place, row.k] = Completion.drawn(tokens, self.context.end_ids, self.context.tokenizer)
+            prefixes = None if others else self._prefixes
+            if prefixes is not None and not prefixes.begin(policy, model):
+                prefixes = None
+            for batch in self._batches(rows, prefixes):
+                drawn = self._drawn(model, others, batch, seed, policy.name, prefixes)
+                found.update(((row.place, row.k), completion) for row, completion in zip(batch, drawn, strict=True))
                 self.context.progress(len(batch))
         return [tuple(found[place, k] for k in range(sampling.K)) for place in range(len(prompts))]
 
-    def _drawn(self, model: Any, others: Parts, batch: Sequence[Row], seed: int, name: str) -> list[list[int]]:
+    def _batches(self, rows: Sequence[Row], prefixes: Prefixes | None) -> Iterator[list[Row]]:
+        """Rows of which half or more is kept apart from those that are read as a whole, and before them."""
+        config = self.config
+        groups: tuple[list[Row], list[Row]] = ([], [])
+        for row in sorted(rows, key=lambda row: row.ids):  # what is found stays longest, whatever the prompts' order
+            kept = 0 if prefixes is None else prefixes.find(row.ids)[1]
+            groups[2 * kept < len(row.ids)].append(row)
+        for group in groups:
+            yield from batches(group, config.batch_size, config.batch_tokens, config.max_new_tokens)
+
+    def _drawn(
+        self, model: Any, others: Parts, batch: Sequence[Row], seed: int, name: str, prefixes: Prefixes | None
+    ) -> list[Completion]:
         sampling = self.config.sampling()
         device = next(model.parameters()).device
         prompts = [Scored(row.ids, (0,) * len(row.ids)) for row in batch]
@@ -142,26 +181,32 @@ class TransformersEngine:
             bos_token_id=None,
             use_cache=True,
         )
+        inputs = {"input_ids": padded.input_ids, "attention_mask": padded.attention_mask}
+        reading, kept = None, ""
         try:
-            output: Tensor = model.generate(
-                input_ids=padded.input_ids,
-                attention_mask=padded.attention_mask,
-                generation_config=generation,
-                logits_processor=processors,
-            )
+            if prefixes is not None:
+                kept = f" or sampling.cache_tokens (now {self.config.cache_tokens})"
+                reading = prefixes.read(model, [row.ids for row in batch], **inputs)
+            past = {} if reading is None else {"past_key_values": reading.cache}
+            output: Tensor = model.generate(**inputs, **past, generation_config=generation, logits_processor=processors)
+            ends, tokenizer = self.context.end_ids, self.context.tokenizer
+            completions = [Completion.drawn(tokens, ends, tokenizer) for tokens in output[:, length:].tolist()]
+            if reading is not None:
+                reading.keep([completion.ids for completion in completions])
         except torch.OutOfMemoryError as error:
             raise MemoryError(
                 f"{len(batch)} sequences of up to {length + sampling.max_new_tokens} tokens do not fit {device}: lower"
-                f" sampling.batch_size (now {self.config.batch_size})"
+                f" sampling.batch_size (now {self.config.batch_size}){kept}"
             ) from error
         if choice.broken.any():
             where = batch[int(choice.broken.nonzero()[0])].prompt_key
             raise ValueError(f"policy '{name}' gives logits that are not numbers (NaN) after prompt {where[:12]}")
-        tokens: list[list[int]] = output[:, length:].tolist()
-        return tokens
+        return completions
 
     def close(self) -> None:
-        """Nothing is held."""
+        """Give back what is kept."""
+        if self._prefixes is not None:
+            self._prefixes.clear()
 
 
 def positions(model: Any) -> int | None:

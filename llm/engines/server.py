@@ -8,6 +8,10 @@ sent, since servers take what is missing from the model's own generation setting
 The same request need not give the same response again: a server's arithmetic depends on what else is in its batches,
 and SGLang heeds seeds only with --enable-deterministic-inference. A shard that was written stays as it is.
 
+Prompts that begin with earlier prompts and responses, as a conversation's turns do, are not read again by vLLM (prefix
+caching, on by default since V1) and SGLang (its radix cache, unless --disable-radix-cache): the ids are sent as they
+were drawn, so that beginnings are equal. Other servers may read all anew; the responses' distribution is the same.
+
 Shapes: B prompts, K responses each. Lengths are in tokens.
 """
 

@@ -18,6 +18,9 @@ only special tokens; it is drawn anew with another seed, and counted: such respo
 ``transformers serve`` has one random generator for all requests, seeded by each: with ``concurrency: 1`` the same
 request gives the same text, with more it does not.
 
+Whether a conversation's earlier turns are read again is the server's matter. What was drawn arrives there as text that
+is tokenized once more, so that a server which keeps beginnings may find fewer of them.
+
 Shapes: B prompts, K responses each. Lengths are in tokens.
 """
 

@@ -9,6 +9,11 @@ A seeded response still depends on how vLLM batches it, through rounding (``repr
 before top-k and top-p there, after them in transformers: with both, the distributions differ a little. With ``dtype:
 auto`` vLLM may take half precision for float32 weights.
 
+The turns of a conversation are prompts of token ids that begin with all that was drawn before, and vLLM does not read
+such beginnings again: since its V1 engine prefix caching is on by default, in whole blocks of tokens and as long as its
+cache has room (``options: {enable_prefix_caching: false}`` turns it off). Models that are not plain attention may be
+exempt.
+
 Memory: every policy gets an engine of its own, which is shut down before the next one starts and by `close`; so the GPU
 is free for training only after `close`.
 
