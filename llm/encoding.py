@@ -9,6 +9,8 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from jinja2 import TemplateError
+
 from nashpo.llm.responses import Scored
 
 Text = Any
@@ -78,6 +80,33 @@ class Encoder:
         if not ids:
             raise ValueError("an empty prompt has no token that a response could follow: the tokenizer adds none")
         return ids
+
+    def chat(self, messages: Sequence[Mapping[str, Any]], answered: bool) -> list[int]:
+        """Messages as the chat template prints them; with the header of the next answer unless they are ``answered``.
+
+        Raises
+        ------
+        ValueError
+            Without a chat template, or where it refuses the messages.
+        """
+        try:
+            return self._template(messages, None, add_generation_prompt=not answered)
+        except TemplateError as error:
+            roles = ", ".join(str(message.get("role")) for message in messages)
+            raise ValueError(f"the chat template refuses messages of the roles {roles}: {error}") from None
+
+    def chat_text(self, messages: Sequence[Mapping[str, Any]], answered: bool) -> str:
+        """`chat` before it is tokenized."""
+        tokenizer = self._need_tokenizer()
+        return str(
+            tokenizer.apply_chat_template(
+                list(messages), tokenize=False, add_generation_prompt=not answered, **self.template_kwargs
+            )
+        )
+
+    def text_ids(self, text: str) -> list[int]:
+        """A text by itself, without begin and end tokens."""
+        return self._ids(text)
 
     def response(
         self, prompt: Text, ids: list[int], response: Text, options: Mapping[str, Any] | None = None

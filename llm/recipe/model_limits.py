@@ -100,8 +100,8 @@ def check_lengths(recipe: "Recipe", limits: Limits, parts: Sequence[Sequence[Ids
     Raises
     ------
     ValueError
-        If a response of ``max_new_tokens`` to the longest prompt would go beyond the model's positions, or no prompt of
-        an iteration leaves room for a response within ``training.max_length``.
+        If a response of ``max_new_tokens`` (of a conversation, its first answer) to the longest prompt would go beyond
+        the model's positions, or no prompt of an iteration leaves room for a response within ``training.max_length``.
     """
     if recipe.sampling is None:
         return ""
@@ -115,8 +115,9 @@ def check_lengths(recipe: "Recipe", limits: Limits, parts: Sequence[Sequence[Ids
             f" {limits.positions} positions: {lower}leave out long prompts by training.max_prompt_length"
         )
     most = recipe.training.get("max_length", 1024)
+    known = _shortened(recipe, limits.positions, most, [n for part in lengths for n in part])
     if most is None:
-        return ""
+        return known
     for number, part in enumerate(lengths, 1):
         if part and min(part) >= most:
             raise ValueError(
@@ -125,8 +126,30 @@ def check_lengths(recipe: "Recipe", limits: Limits, parts: Sequence[Sequence[Ids
             )
     cut = sum(n + new > most for part in lengths for n in part)
     if not cut:
-        return ""
-    return (
+        return known
+    left_out = (
         f"training.max_length = {most}: {cut} of {sum(map(len, lengths))} prompts are left out of training where a"
         f" response of theirs is longer than what is left; {longest + new} keeps all"
+    )
+    return f"{left_out}; {known}" if known else left_out
+
+
+def _shortened(recipe: "Recipe", positions: int | None, most: int | None, prompts: Sequence[int]) -> str:
+    """A note where conversations may end before their last turn because of the model or of the trainer.
+
+    An answer is begun only where ``max_new_tokens`` have room, so that no conversation is too long for either.
+    """
+    named = {"the model's positions": positions, "training.max_length": most}
+    limits = [(limit, name) for name, limit in named.items() if limit is not None]
+    if recipe.conversation is None or recipe.sampling is None or not limits:
+        return ""
+    limit, name = min(limits)
+    turns, new = recipe.conversation.turns, recipe.sampling.max_new_tokens
+    short = sum(n + turns * new > limit for n in prompts)
+    if not short:
+        return ""
+    return (
+        f"{name}, {limit}: conversations end before an answer that might not fit. {short} of {len(prompts)} prompts"
+        f" leave no room for {turns} answers of sampling.max_new_tokens = {new}; {max(prompts) + turns * new} and the"
+        " tokens of the other side keep all turns"
     )

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from nashpo.llm.hardware import needed
-from nashpo.llm.recipe import footprint
+from nashpo.llm.recipe import conversations, footprint
 from nashpo.llm.recipe.footprint import Size
 from nashpo.llm.recipe.planned import Draft
 from nashpo.llm.recipe.schema import Recipe
@@ -28,7 +28,7 @@ def disk(draft: Draft, totals: Mapping[str, int]) -> dict[str, int]:
     return {
         f"iterates ({sum(kept)} policies)": size.saved * sum(kept),
         f"checkpoints of the stage in training ({saves})": saves * (size.saved + _states(recipe, size)),
-        "samples and judgements, at most": response_bytes * totals["response_tokens"] + 200 * totals["questions"],
+        "samples and judgements, at most": response_bytes * draft.stored + 200 * totals["questions"],
     }
 
 
@@ -70,7 +70,10 @@ def micro_batch(recipe: Recipe, mean: float, processes: int = 1) -> int:
     count = responses_read(recipe)
     if recipe.sampling is None:
         return int(prompts * count * min(longest, 2 * mean))
-    response = min(longest - mean, recipe.sampling.max_new_tokens)
+    response = min(longest - mean, conversations.longest(recipe))
+    if conversations.tree(recipe).rows > 1:  # the last answer, behind all that was said before
+        answer = min(response, recipe.sampling.max_new_tokens)
+        mean, response = mean + response - answer, answer
     once = training.get("share_prefix", True) and training.get("padding_free", True)
     return int(prompts * ((1 if once else count) * mean + count * response))
 
@@ -98,7 +101,7 @@ def memory(draft: Draft) -> dict[str, int]:
     found = {f"training: {name}": number for name, number in parts.items() if number}
     found["training in all, on one device"] = sum(parts.values())
     if recipe.sampling is not None and (batch := getattr(recipe.sampling, "batch_size", None)) is not None:
-        each = draft.mean_length + recipe.sampling.max_new_tokens
+        each = draft.mean_length + conversations.longest(recipe)
         mixed_policies = max((name.count(",") + 1 for todo in draft.work for name in todo.samples()), default=1)
         found["sampling: weights"] = size.weights * mixed_policies
         found[f"sampling: keys and values of {batch} sequences"] = int(batch * each * size.cached * mixed_policies)

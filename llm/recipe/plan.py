@@ -3,16 +3,16 @@
 Counts are of prompts, responses, judge questions and optimizer steps; lengths in tokens, sizes in bytes.
 """
 
-import importlib.util
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from nashpo.llm.callables import check_module
 from nashpo.llm.judges.config import ModelConfig
 from nashpo.llm.prompts import PromptSet, load_pairs, load_prompts, split
 from nashpo.llm.quantized import check_optimizer
-from nashpo.llm.recipe import footprint, objectives, outlook, timing
+from nashpo.llm.recipe import conversations, footprint, objectives, outlook, timing
 from nashpo.llm.recipe.counting import updates, work
 from nashpo.llm.recipe.model_limits import Limits, check_lengths, check_reference, check_tokens
 from nashpo.llm.recipe.places import weights_place
@@ -70,6 +70,8 @@ def plan(recipe: Recipe, hardware: str | None = None) -> Plan:
         work(recipe.rule, recipe.iterations.count),
     )
     _check_model(draft, encoder)
+    if known := conversations.look(recipe.conversation, [*found.training, *evaluation], encoder):
+        draft.warnings.append(known)
     if recipe.warmup is not None and recipe.start_from is None:
         _warm_up(draft, encoder)
     for t in range(recipe.iterations.count):
@@ -127,13 +129,7 @@ def _check_judge(recipe: Recipe) -> None:
         weights_place("judge.path", judge.path)
     function = getattr(judge, "function", None)
     if function is not None:
-        module = function.partition(":")[0]
-        try:
-            found = importlib.util.find_spec(module)
-        except ImportError:
-            found = None
-        if found is None:
-            raise ValueError(f"judge.function = {function!r}: there is no module {module}")
+        check_module(function, "judge.function")
 
 
 def _check_training(recipe: Recipe) -> None:
@@ -213,48 +209,55 @@ def _rows(spec: DataSpec) -> int:
 
 def _iteration(draft: Draft, t: int) -> None:
     recipe, prompts, todo = draft.recipe, draft.parts[t], draft.work[t]
-    tokens = sum(length(item) for item in prompts)
-    K, longest = (recipe.sampling.K, recipe.sampling.max_new_tokens) if recipe.sampling is not None else (0, 0)
+    each = conversations.tree(recipe)
     for name in sorted(todo.samples()):
-        count = len(prompts) * K
-        counts = {"prompts": len(prompts), "responses": count}
-        draft.add(t + 1, "sample", name, **counts, prompt_tokens=tokens, response_tokens=count * longest)
-    if compared := len(prompts) * todo.comparisons(K):
+        draft.add(t + 1, "sample", name, **_sampled(draft, each, prompts))
+    if compared := len(prompts) * todo.comparisons(each.responses):
         draft.add(t + 1, "judge", ", ".join(sorted(todo.samples())), prompts=len(prompts), questions=2 * compared)
     for fit in todo.fits:
-        steps = updates(len(prompts), recipe.training)
-        draft.add(t + 1, "train", fit.writes, prompts=len(prompts), steps=steps)
+        rows = len(prompts) * each.rows
+        counts = {"prompts": len(prompts)} | ({"rows": rows} if each.rows > 1 else {})
+        draft.add(t + 1, "train", fit.writes, **counts, steps=updates(rows, recipe.training))
     evaluation = recipe.evaluation
     if evaluation is not None and (t + 1) % evaluation.every == 0:
         _evaluate(draft, t)
+
+
+def _sampled(draft: Draft, each: conversations.Tree, prompts: Sequence[Any], policies: int = 1) -> dict[str, int]:
+    """Counts of what is drawn from so many prompts and policies: turns where they are not the responses."""
+    longest = 0 if draft.recipe.sampling is None else draft.recipe.sampling.max_new_tokens
+    count = len(prompts) * policies
+    draft.stored += count * each.stored(longest)
+    counts = {"prompts": len(prompts), "responses": count * each.responses}
+    if draft.recipe.conversation is not None:
+        counts["turns"] = count * each.answers
+    tokens = {"prompt_tokens": sum(map(length, prompts)), "response_tokens": count * each.drawn(longest)}
+    return {**counts, **tokens}
 
 
 def _evaluate(draft: Draft, t: int) -> None:
     recipe, prompts = draft.recipe, draft.held_out
     evaluation = recipe.evaluation
     assert evaluation is not None
-    K, longest = evaluation.K, recipe.sampling.max_new_tokens if recipe.sampling is not None else 0
+    K = evaluation.K
     first = t + 1 == evaluation.every
     # Opponents that an earlier evaluation has not sampled; the reference is the first iterate's predecessor.
     new = {"reference"} & set(evaluation.against) if first else set()
     begun = t == 0 and (not new or recipe.reference is not None)
     if "previous" in evaluation.against and (evaluation.every > 1 or begun):
         new |= {"previous"}
-    sampled = len(prompts) * K * (1 + len(new))
     same = t == 0 and recipe.reference is None
     opponents = 1 if same and evaluation.against else len(evaluation.against)
     draft.add(
         t + 1,
         "evaluate",
         f"current@{t + 1}",
-        prompts=len(prompts),
-        responses=sampled,
+        **_sampled(draft, conversations.tree(recipe, K), prompts, 1 + len(new)),
         questions=2 * len(prompts) * K * K * opponents,
-        prompt_tokens=sum(length(item) for item in prompts),
-        response_tokens=sampled * longest,
     )
 
 
 def _totals(phases: Sequence[Phase]) -> dict[str, int]:
-    names = ("responses", "questions", "steps", "prompt_tokens", "response_tokens")
-    return {name: sum(phase.counts.get(name, 0) for phase in phases) for name in names}
+    names = ("responses", "turns", "questions", "steps", "prompt_tokens", "response_tokens")
+    found = {name: sum(phase.counts.get(name, 0) for phase in phases) for name in names}
+    return {name: count for name, count in found.items() if count or name != "turns"}

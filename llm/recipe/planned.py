@@ -32,7 +32,8 @@ class Plan:
     ----------
     phases : tuple of Phase
     totals : mapping -> int
-        ``responses``, ``questions`` (both orders), ``steps``, ``prompt_tokens``, ``response_tokens`` (at most).
+        ``responses``, ``turns`` (the assistant's, of conversations), ``questions`` (both orders), ``steps``,
+        ``prompt_tokens``, ``response_tokens`` (the assistant's, at most).
     data : str
         How many prompts were read and why others were left out.
     tokens : str
@@ -90,6 +91,8 @@ class Draft:
         Those of the evaluation.
     work : list of Work
         What the rule does in each iteration.
+    stored : int
+        The assistant's tokens of all responses that are stored, at most.
     """
 
     recipe: Recipe
@@ -99,6 +102,7 @@ class Draft:
     work: list[Work]
     phases: list[Phase] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
+    stored: int = 0
 
     @property
     def mean_length(self) -> float:

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 BEHAVIOR = "behavior"
 JUDGED = ("win", "reward")
 """Payoffs that a judge answers where responses are sampled."""
+LEAVES = 1024
+"""Most conversations per prompt of a tree: half a million comparisons."""
 
 
 @dataclass(frozen=True)
@@ -68,6 +70,7 @@ def check(recipe: "Recipe") -> None:
         raise ValueError(
             f"sampling.K = {recipe.sampling.K}: {name} compares responses to one prompt, so that at least 2 are needed"
         )
+    _check_conversation(recipe, name, needs)
     _check_evaluation(recipe)
     _check_reference(recipe)
     _check_weights(recipe)
@@ -105,6 +108,48 @@ def _require(recipe: "Recipe", name: str, needs: Needs) -> None:
         raise ValueError(f"pairs is given, but {name} samples its own responses: give prompts instead")
     if recipe.prompts is not None and needs.pairs:
         raise ValueError(f"prompts is given, but {name} takes its prompts from pairs: leave prompts out")
+
+
+def _check_conversation(recipe: "Recipe", name: str, needs: Needs) -> None:
+    """That responses of several turns can be drawn, and are those of a tiny model where one is built."""
+    talk, built = recipe.conversation, recipe.model.build
+    turns = 1 if built is None else built.turns
+    if talk is None:
+        if turns > 1:
+            raise ValueError(
+                f"conversation is missing: model.build.turns = {turns} makes conversations; give conversation={{turns:"
+                f" {turns}, text_template: ' {{text}} '}}"
+            )
+        return
+    if needs.pairs or not needs.samples:
+        why = "learns from labelled pairs" if needs.pairs else "samples no responses"
+        raise ValueError(f"conversation is given, but {name} {why}: leave it out, or take a rule that samples")
+    if built is not None and talk.turns != turns:
+        mend = f"set model.build.turns={talk.turns}" if turns == 1 else f"set conversation.turns={turns}"
+        raise ValueError(
+            f"conversation.turns = {talk.turns}, but model.build.turns = {turns}: {mend}; what is enumerated must be"
+            " what is sampled"
+        )
+    if talk.user is not None and built is not None and recipe.evaluation is not None and recipe.evaluation.exact:
+        raise ValueError(
+            "conversation.user is given, but evaluation.exact is about the other side that model.build brings: leave"
+            " conversation.user out, or set evaluation.exact=false"
+        )
+    if talk.user is None and built is None:
+        raise ValueError("conversation.user is missing: say who answers, as user={kind: script, says: ['Why?']}")
+    K = 0 if recipe.sampling is None else recipe.sampling.K
+    if (leaves := talk.leaves(K)) > max(K, LEAVES):
+        raise ValueError(
+            f"conversation.level = state with sampling.K = {K} and conversation.branches = {talk.later(K)} makes"
+            f" {leaves:,} conversations per prompt to compare with each other; {LEAVES:,} can be: set a smaller"
+            " conversation.branches or sampling.K"
+        )
+    new = 0 if recipe.sampling is None else recipe.sampling.max_new_tokens
+    if talk.max_tokens is not None and talk.max_tokens <= new:
+        raise ValueError(
+            f"conversation.max_tokens = {talk.max_tokens} leaves no room for a second answer behind the first of"
+            f" sampling.max_new_tokens = {new}: raise it above {2 * new}"
+        )
 
 
 def _check_weights(recipe: "Recipe") -> None:

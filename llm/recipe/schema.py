@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from nashpo.core.rules import Rule
+from nashpo.llm.conversation.config import ConversationConfig
 from nashpo.llm.engines.config import SamplingConfig
 from nashpo.llm.judges.judge import JudgeConfig
 from nashpo.llm.recipe import library, requirements, rules, training
@@ -197,6 +198,9 @@ class Recipe:
         "engine and distribution of responses",
         tagged=Tagged("engine", "nashpo.llm.engines.config:ENGINES", "transformers"),
     )
+    conversation: ConversationConfig | None = _key(
+        None, "responses of several turns, with another side's answers between them; default single answers"
+    )
     judge: JudgeConfig | None = _key(None, "who wins", tagged=Tagged("kind", "nashpo.llm.judges.config:JUDGES"))
     training: dict[str, Any] = field(
         default_factory=dict, metadata={"help": "fields of SelfPlayConfig, TrainingArguments among them"}
@@ -250,6 +254,14 @@ class Recipe:
                 f"responses are sampled with {shown}: the rules' theory is about draws from the policy itself, and"
                 " log-probabilities are scored at temperature 1"
             )
+        talk = self.conversation
+        if talk is not None and talk.max_tokens is not None:
+            whole = talk.turns * (0 if self.sampling is None else self.sampling.max_new_tokens)
+            if talk.max_tokens < whole:
+                found.append(
+                    f"conversation.max_tokens = {talk.max_tokens} is less than {talk.turns} answers of"
+                    f" sampling.max_new_tokens, {whole}: long conversations end before their last turn"
+                )
         needs = requirements.Needs.of(self.rule.form())
         if self.judge is not None and not needs.judge and (self.evaluation is None or not self.evaluation.against):
             found.append(f"judge is given, but neither {self.rule_spec['name']} nor an evaluation asks it")

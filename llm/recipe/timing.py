@@ -9,10 +9,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from nashpo.llm.flops import SHAPES, Shape, packed, padded, shape_of, shared
+from nashpo.llm.flops import SHAPES, Batch, Shape, packed, padded, shape_of, shared
 from nashpo.llm.hardware import Cluster, hardware, recognized
 from nashpo.llm.lengths import Lengths, capped
-from nashpo.llm.recipe import footprint
+from nashpo.llm.recipe import conversations, footprint
 from nashpo.llm.recipe.counting import Work, updates
 from nashpo.llm.recipe.footprint import Size
 from nashpo.llm.recipe.schema import ModelSpec, Recipe
@@ -111,7 +111,11 @@ def predict(
                 found[phase.name] = found.get(phase.name, 0.0) + phase.seconds
         both.append({**found, "in all": sum(found.values())})
     typical = sum(capped(ASSUMED.responses, most)) / len(ASSUMED.responses)
-    told += f", responses of {typical:,.0f} tokens in the mean (all of {most:,})"
+    if recipe.conversation is not None:
+        left.append("the other side's own work")
+        told += f", {conversations.reply_tokens(recipe)} tokens of the other side between two answers"
+    said = "responses" if recipe.conversation is None else "answers"
+    told += f", {said} of {typical:,.0f} tokens in the mean (all of {most:,})"
     if left:
         told += f"; without {' and '.join(left)}"
     return Timing(told, {name: (both[0][name], both[1][name]) for name in both[0]})
@@ -128,26 +132,40 @@ def _phases(
     cluster: Cluster,
 ) -> list[Phase]:
     found = []
-    K = recipe.sampling.K if recipe.sampling is not None else 0
+    tree, turns = conversations.tree(recipe), conversations.turn_lengths(recipe, lengths)
+    whole = conversations.whole_lengths(recipe, turns)
     if recipe.sampling is not None:
         sampler = _sampler(recipe.sampling)
-        found = [sampling(shape, lengths, prompts, K, cluster, sampler) for _ in todo.samples()]
-    if judge is not None and (asked := 2 * prompts * todo.comparisons(K)):
-        found.append(judging(judge, lengths, asked, cluster))
-    rows = lengths.rows(_SAMPLE, responses_read(recipe))
-    layout = shared if recipe.training.get("share_prefix", True) else packed
-    share = prompts / _SAMPLE
-    if not recipe.training.get("padding_free", True):
-        batch = padded(shape, rows, recipe.training.get("per_device_train_batch_size", 8)).times(share)
+        found = [
+            sampling(shape, read, prompts * states, each, cluster, sampler)
+            for _ in todo.samples()
+            for read, (states, each) in zip(turns, tree.draws)
+        ]
+    if judge is not None and (asked := 2 * prompts * todo.comparisons(tree.responses)):
+        found.append(judging(judge, whole, asked, cluster))
+    if tree.rows == 1:
+        batch = _batch(recipe, shape, whole, responses_read(recipe)).times(prompts)
     else:
-        batch = layout(shape, rows).times(share)
+        by_turn = zip(turns, tree.draws)
+        batch = sum((_batch(recipe, shape, read, each).times(prompts * n) for read, (n, each) in by_turn), Batch())
     epochs = float(recipe.training.get("num_train_epochs", 3.0))
     for one in todo.fits:
         scored = {"reference", *(policy.replace("start", "reference") for policy in one.base)}
         found.append(scoring(shape, batch, cluster).times(len(scored)))
-        fit = fit_of(recipe, size, updates(prompts, recipe.training))
+        fit = fit_of(recipe, size, updates(prompts * tree.rows, recipe.training))
         found.append(training(shape, batch.times(epochs), fit, cluster))
     return [*found, exchange(shape)]
+
+
+def _batch(recipe: Recipe, shape: Shape, lengths: Lengths, responses: int) -> Batch:
+    """One prompt of mean length with its responses, as it goes through the model."""
+    rows = lengths.rows(_SAMPLE, responses)
+    layout = shared if recipe.training.get("share_prefix", True) else packed
+    if not recipe.training.get("padding_free", True):
+        found = padded(shape, rows, recipe.training.get("per_device_train_batch_size", 8))
+    else:
+        found = layout(shape, rows)
+    return found.times(1 / _SAMPLE)
 
 
 def fit_of(recipe: Recipe, size: Size, steps: float, micro: float = 8192) -> Fit:
@@ -179,15 +197,20 @@ def fit_of(recipe: Recipe, size: Size, steps: float, micro: float = 8192) -> Fit
 
 
 def longest(recipe: Recipe) -> int:
-    """Tokens of the longest response that is learned from."""
+    """Tokens of the longest response that is learned from; of conversations, of their longest answer."""
     most = int(recipe.training.get("max_length", 1024) or 1024)
     return most if recipe.sampling is None else min(most, recipe.sampling.max_new_tokens)
 
 
 def responses_read(recipe: Recipe) -> int:
-    """Responses per prompt that go through the model in training: all of them, whichever of them the loss chooses."""
+    """Responses per row that go through the model in training: all of them, whichever of them the loss chooses.
+
+    Where every turn takes the step by itself, those of the widest state.
+    """
     if recipe.sampling is None:
         return 2
+    if recipe.conversation is not None:
+        return max(each for _, each in conversations.tree(recipe).draws)
     return recipe.sampling.K + (2 if recipe.pairs is not None else 0)
 
 

@@ -347,7 +347,7 @@ def test_packaged_recipes_say_what_they_are_and_mark_every_value() -> None:
         "spac-mistral-7b",
         "iterative-dpo-mistral-7b",
     }
-    assert papers | {"self-play-small"} <= set(library.names())
+    assert papers | {"self-play-small", "self-play-conversation", "tiny", "tiny-multiturn"} <= set(library.names())
     for name in library.names():
         assert library.about(name)
     marks = (
