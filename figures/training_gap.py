@@ -15,15 +15,19 @@ CAPTION = (
     "Exact duality gap (0 is a Nash equilibrium, 1 the worst) of the policy after each iteration, computed by"
     " enumerating all responses. The prediction plays the same rule exactly on the same game: where win rates are"
     " estimated from K samples per prompt, its band is what that sampling alone does over repeated plays, and the line"
-    " its median. The certificate is an upper bound on the gap of the average that follows from what training left over"
-    " at every step; it is drawn where it is at most 1, the largest gap there is."
+    " its median. Of conversations the exact play is drawn too, which knows every win rate and what the other side"
+    " says; an average draws one of its policies per conversation. The certificate is an upper bound on the gap of the"
+    " average that follows from what training left over at every step; it is drawn where it is at most 1, the largest"
+    " gap there is."
 )
 PREDICTED_LAST = RuleStyle("predicted, last", style.ORANGE, "", (0, (1, 1)))
 PREDICTED_AVERAGE = RuleStyle("predicted, average", style.SKY, "", (0, (1, 1)))
+EXACT_LAST = RuleStyle("exact play, last", style.PURPLE, "", (0, (4, 2)))
+EXACT_AVERAGE = RuleStyle("exact play, average", style.GREEN, "", (0, (4, 2)))
 CERTIFICATE = RuleStyle("certificate of the average", style.GREY, "x", (0, (4, 3)))
 CURVES = (
-    ("gap_last", training_style.LAST, PREDICTED_LAST),
-    ("gap_average", training_style.AVERAGE, PREDICTED_AVERAGE),
+    ("gap_last", training_style.LAST, PREDICTED_LAST, EXACT_LAST),
+    ("gap_average", training_style.AVERAGE, PREDICTED_AVERAGE, EXACT_AVERAGE),
 )
 LOWEST = 1e-16
 """Gaps below this are rounding."""
@@ -50,13 +54,15 @@ def draw(run: TrainingRun) -> Figure:
         fig = style.figure(5.2)
         ax = fig.add_subplot()
         shown: list[float] = []
-        for key, measured, predicted in CURVES:
+        for key, measured, predicted, exact in CURVES:
             values, band = run.series("exact", key), run.series("exact", "prediction", key)
+            played = run.series("exact", "exact_play", key)
             if key == "gap_last":
-                values, band = _from_start(run, values), _from_start(run, band)
+                values, band, played = (_from_start(run, found) for found in (values, band, played))
             training_style.points(ax, values, measured, zorder=4)
             _band(ax, band, predicted)
-            shown += [v.mean for v in (*values.values(), *band.values())]
+            training_style.points(ax, played, exact, zorder=3)
+            shown += [v.mean for v in (*values.values(), *band.values(), *played.values())]
         certificate = {n: v for n, v in run.series("exact", "certificate").items() if v.mean <= 1}
         training_style.points(ax, certificate, CERTIFICATE)
         shown += [v.mean for v in certificate.values()]

@@ -110,8 +110,10 @@ def _share(value: float | None) -> str:
 ROWS: tuple[tuple[str, Cell], ...] = (
     ("exact duality gap, last iterate", lambda i: measured(i.interval("exact", "gap_last"))),
     ("… predicted", lambda i: measured(i.interval("exact", "prediction", "gap_last"))),
+    ("… of the exact play", lambda i: measured(i.interval("exact", "exact_play", "gap_last"))),
     ("exact duality gap, average", lambda i: measured(i.interval("exact", "gap_average"))),
     ("… predicted", lambda i: measured(i.interval("exact", "prediction", "gap_average"))),
+    ("… of the exact play", lambda i: measured(i.interval("exact", "exact_play", "gap_average"))),
     ("… certificate", lambda i: measured(i.interval("exact", "certificate"))),
     ("win rate against reference", lambda i: measured(i.interval("win_rates", "reference"))),
     ("win rate against previous iterate", lambda i: measured(i.interval("win_rates", "previous"))),

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from numbers import Real
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -99,6 +99,12 @@ class ExactEvaluation:
     not_predicted: str = ""
     _known: dict[bytes, Prediction] = field(default_factory=dict)
 
+    @property
+    def second(self) -> str | None:
+        """The other slot whose policies the certificate needs."""
+        needed = second_slot(self.form)
+        return None if needed is None else needed[1]
+
     def evaluate(
         self, log_policies: Floats, log_second: Floats | None = None, log_reference: Floats | None = None
     ) -> dict[str, Any]:
@@ -138,10 +144,7 @@ class ExactEvaluation:
             prediction = self._predicted(log_policies[0], log_policies[0] if log_reference is None else log_reference)
             found = prediction.at(T)
             result["prediction"] = found
-            result["inside"] = all(
-                found[name]["low"] - _ROUNDING <= result[name] <= found[name]["high"] + _ROUNDING
-                for name in ("gap_last", "gap_average")
-            )
+            result["inside"] = inside(result)
             expected = np.exp(prediction.log_policies[T - 1])
             result["total_variation_from_prediction"] = _mean(total_variation(np.exp(log_policies[-1]), expected))
         return result
@@ -168,8 +171,32 @@ class ExactEvaluation:
         return _mean(bound) if np.isfinite(bound).all() else None
 
 
+def inside(result: Mapping[str, Any]) -> bool:
+    """Whether both gaps of an evaluation lie in the intervals of its ``prediction``."""
+    found = result["prediction"]
+    return all(
+        found[name]["low"] - _ROUNDING <= result[name] <= found[name]["high"] + _ROUNDING
+        for name in ("gap_last", "gap_average")
+    )
+
+
 def _mean(values: Any) -> float:
     return float(np.mean(values))
+
+
+class Evaluation(Protocol):
+    """From policies by their logarithms to what is known exactly."""
+
+    @property
+    def second(self) -> str | None:
+        """A slot beside ``current`` whose policies are wanted too."""
+        ...
+
+    def evaluate(
+        self, log_policies: Floats, log_second: Floats | None = None, log_reference: Floats | None = None
+    ) -> dict[str, Any]:
+        """As of `ExactEvaluation.evaluate`."""
+        ...
 
 
 Use = Callable[[str], AbstractContextManager[nn.Module]]
@@ -178,13 +205,14 @@ Use = Callable[[str], AbstractContextManager[nn.Module]]
 
 @dataclass(frozen=True)
 class ExactRun:
-    """`ExactEvaluation` of the policies of a run, by their names.
+    """An exact evaluation of the policies of a run, by their names.
 
     Parameters
     ----------
-    evaluation : ExactEvaluation
+    evaluation : Evaluation
+        `ExactEvaluation`, or `nashpo.llm.exact_conversations.ExactConversations`.
     prompts, completions : sequences of token ids
-        As for `enumerated_log_policy`.
+        As for `enumerated_log_policy`; of conversations all states, and the answers there are.
     use : Use
     earlier : callable
         From i = 1, 2, … to what this returned after iteration i, or None where that is not known: log-policies are
@@ -193,7 +221,7 @@ class ExactRun:
         Name of the reference policy.
     """
 
-    evaluation: ExactEvaluation
+    evaluation: Evaluation
     prompts: Sequence[Sequence[int]]
     completions: Sequence[Sequence[int]]
     use: Use
@@ -212,10 +240,10 @@ class ExactRun:
         Returns
         -------
         dict
-            As of `ExactEvaluation.evaluate`, and ``log_policies``: those of π_{T+1} by slot.
+            As of ``evaluation.evaluate``, and ``log_policies``: those of π_{T+1} by slot.
         """
-        needed = second_slot(self.evaluation.form)
-        slots = list(dict.fromkeys([CURRENT, *([] if needed is None else [needed[1]])]))
+        second_name = self.evaluation.second
+        slots = list(dict.fromkeys([CURRENT, *([] if second_name is None else [second_name])]))
         last = len(iterates) - 1
         found = {
             slot: [self._log_policy(name, slot, i if i < last else None) for i, name in enumerate(iterates)]

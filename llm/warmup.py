@@ -25,6 +25,7 @@ from nashpo.llm.responses import Scored
 from nashpo.llm.stage_rows import collate, drop_repeated
 from nashpo.llm.tiny_config import TinyModel
 from nashpo.llm.tiny_game import tiny_target
+from nashpo.llm.tiny_user import conversation_law
 from nashpo.llm.trainer_setup import layout_of, rounded
 
 log = logging.getLogger(__name__)
@@ -66,9 +67,14 @@ class WarmupData(Dataset):  # type: ignore[misc]  # torch is not typed here
 
 
 def tiny_data(tiny: TinyModel) -> WarmupData:
-    """Every response to every prompt of a tiny model, weighted by the policy that it is warmed up to."""
-    pairs = [Scored.completion(prompt, completion) for prompt in tiny.prompt_ids for completion in tiny.completions]
-    return WarmupData(pairs, tiny_target(tiny).ravel().tolist())
+    """Every response to every prompt of a tiny model, weighted by its probability under the policy that it is warmed up
+    to. In conversations that includes the other side's, whose tokens are not scored."""
+    pairs = [
+        Scored((*prompt, *ids), (*(0,) * len(prompt), *mask))
+        for prompt in tiny.prompt_ids
+        for ids, mask in tiny.conversations
+    ]
+    return WarmupData(pairs, conversation_law(tiny, tiny_target(tiny)).ravel().tolist())
 
 
 def supervised_data(rows: Sequence[Mapping[str, Any]], encoder: Encoder, max_length: int | None = None) -> WarmupData:
