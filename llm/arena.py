@@ -31,7 +31,6 @@ from nashpo.figures.arena import write_arena_report
 from nashpo.llm import leaderboard
 from nashpo.llm.alpaca_eval import export, exportable
 from nashpo.llm.arena_results import Played, Results, Terms, results
-from nashpo.llm.engines.config import SamplingConfig
 from nashpo.llm.engines.engine import Engine
 from nashpo.llm.entrants import Entrant, Team
 from nashpo.llm.judges.cache import Cache
@@ -42,6 +41,7 @@ from nashpo.llm.loop.phase import key_of, write_json
 from nashpo.llm.loop.progress import Bars
 from nashpo.llm.loop.sampling import NOT_IN_KEY, Samples, sample
 from nashpo.llm.prompts import Prompt
+from nashpo.llm.recipe.conversations import look
 from nashpo.llm.standings import Array
 
 RESULTS, WINS, REPORT, CACHE = "arena.json", "wins.npy", "arena.html", "judge_cache.jsonl"
@@ -98,7 +98,7 @@ def play(teams: Sequence[Team], prompts: Sequence[Sequence[Prompt]], terms: Term
     with ExitStack() as held:
         terms.judge.check()
         held.callback(terms.judge.close)
-        engines = [team_engine(team, terms.sampling) for team in teams]
+        engines = [team_engine(team, terms, asked) for team, asked in zip(teams, prompts, strict=True)]
         for engine in engines:
             held.callback(engine.close)
         cache = held.enter_context(Cache(out / CACHE))
@@ -114,18 +114,22 @@ def play(teams: Sequence[Team], prompts: Sequence[Sequence[Prompt]], terms: Term
             engine.close()
             for entrant in team.entrants[:1]:
                 entrant.policies.release()
-        texts = [key_of([[c.text for c in row] for row in drawn]) for drawn in samples]
+        said = [key_of([[c.response for c in row] for row in drawn]) for drawn in samples]
         judged = {}
         for i, j in combinations(range(len(entrants)), 2):
-            key = key_of(terms.judge.describe(), [p.key for p in prompts[0]], texts[i], texts[j])
+            key = key_of(terms.judge.describe(), [p.key for p in prompts[0]], said[i], said[j])
             place = out / "judgements" / f"{entrants[i].name}-{entrants[j].name}-{key[:12]}"
             judged[i, j] = judge_samples(place, terms.judge, prompts[0], samples[i], samples[j], cache, bars)
         return Played(entrants, prompts[0], samples, judged, engines[0].describe())
 
 
-def team_engine(team: Team, config: SamplingConfig) -> Engine:
-    """The engine for a team's policies, checked."""
-    engine = config.build(team.context)
+def team_engine(team: Team, terms: Terms, prompts: Sequence[Prompt]) -> Engine:
+    """The engine for a team's policies, checked; of conversations where they are compared."""
+    talk, sampling = terms.talk, terms.sampling
+    if talk is not None:
+        look(talk.config, prompts, team.encoder)
+        return talk.engine(sampling, team.context, team.encoder, team.positions, talk.alone(sampling.K))
+    engine = sampling.build(team.context)
     engine.check()
     return engine
 

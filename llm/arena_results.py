@@ -17,6 +17,7 @@ from nashpo.llm.evaluation import PolicySamples, interval, mean_win
 from nashpo.llm.judges.judge import Judge
 from nashpo.llm.judges.matrix import Judged
 from nashpo.llm.leaderboard import Harness
+from nashpo.llm.loop.conversing import Talk
 from nashpo.llm.loop.sampling import Samples
 from nashpo.llm.prompts import Prompt
 from nashpo.llm.standings import Array, standings
@@ -114,12 +115,15 @@ class Terms:
         Of samples and bootstraps.
     harness : Harness, optional
         Tasks of lm-eval for each policy.
+    talk : Talk, optional
+        Where whole conversations are compared.
     """
 
     sampling: SamplingConfig
     judge: Judge
     seed: int
     harness: Harness | None = None
+    talk: Talk | None = None
 
 
 @dataclass(frozen=True)
@@ -189,7 +193,7 @@ def _matrix(values: Array) -> Matrix:
 def _described(samples: Samples) -> PolicySamples:
     return PolicySamples(
         [[c.text for c in row] for row in samples],
-        [[len(c.ids) for c in row] for row in samples],
+        [[c.scored for c in row] for row in samples],
         [[c.finished for c in row] for row in samples],
     )
 
@@ -234,6 +238,9 @@ def _notes(found: Results, terms: Terms) -> list[str]:
             f"responses were drawn at temperature {drawn.temperature:g}, top_p {drawn.top_p:g}, top_k {drawn.top_k},"
             f" min_p {drawn.min_p:g}: these are win rates of that distribution"
         )
+    if terms.talk is not None:
+        turns = terms.talk.config.turns
+        notes.append(f"responses are whole conversations of up to {turns} answers; lengths are of the answers alone")
     if found["length_controlled"] is None:
         fewest = f"there is no fit: it needs {length_control.FEWEST} prompts, lengths that differ and no side that wins"
         reason = f"{fewest} everything" if length_control.available() else length_control.MISSING

@@ -86,7 +86,7 @@ def departure(recipe: Json) -> str:
 def what_was_run(recipe: Json) -> list[tuple[str, str]]:
     """Model, judge, engine and the numbers of the run, as (what, text)."""
     sampling, training = _part(recipe, "sampling"), _part(recipe, "training")
-    built = bool(_part(recipe, "model").get("build"))
+    talk, built = _part(recipe, "conversation"), bool(_part(recipe, "model").get("build"))
     objective = _kind_words(recipe.get("objective"), "name")
     rows = [
         ("model", model_words(recipe.get("model"))),
@@ -102,12 +102,27 @@ def what_was_run(recipe: Json) -> list[tuple[str, str]]:
         ("engine", value_words(sampling.get("engine", ""))),
         ("responses per prompt, K", value_words(sampling.get("K", ""))),
         ("temperature", value_words(sampling.get("temperature", ""))),
-        ("longest response", f"{sampling['max_new_tokens']} tokens" if sampling.get("max_new_tokens") else ""),
+        (
+            "longest answer" if talk else "longest response",
+            f"{sampling['max_new_tokens']} tokens" if sampling.get("max_new_tokens") else "",
+        ),
+        ("conversations", _talk_words(talk)),
+        ("other side", _kind_words(talk.get("user"), "kind") or ("that of the small model" if talk and built else "")),
         ("objective", "" if objective == "default" else objective),
         ("learning rate", value_words(training.get("learning_rate", ""))),
         ("seed", value_words(recipe.get("seed", ""))),
     ]
     return [(what, text) for what, text in rows if text]
+
+
+def _talk_words(talk: Json) -> str:
+    """How many answers, and what takes the step."""
+    if not talk:
+        return ""
+    state = talk.get("level") == "state"
+    step = "every answer takes the step by itself, on estimates of Q" if state else "a response is a whole one"
+    branches = f", {talk['branches']} continuations at later states" if state and talk.get("branches") else ""
+    return f"up to {talk.get('turns')} answers; {step}{branches}"
 
 
 def model_words(spec: Any) -> str:

@@ -11,15 +11,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
-
-from transformers import AutoConfig, GenerationConfig
 
 from nashpo.llm.encoding import Encoder
 from nashpo.llm.engines.engine import EngineContext
 from nashpo.llm.judges.weights import find_folder, fingerprint
-from nashpo.llm.loop.loading import device, encoder_of, end_ids, load_model, load_tokenizer
+from nashpo.llm.loop.loading import load_model, load_tokenizer
 from nashpo.llm.loop.phase import MANIFEST, key_of
 from nashpo.llm.loop.policies import Source, WholeFolders
 from nashpo.llm.loop.setup import policies_of, tiny_prompts
@@ -27,6 +24,7 @@ from nashpo.llm.loop.start import base
 from nashpo.llm.loop.work import read_work
 from nashpo.llm.mixture import Parts
 from nashpo.llm.prompts import Prompt
+from nashpo.llm.reading import reading
 from nashpo.llm.recipe.parsing import read
 from nashpo.llm.recipe.schema import ModelSpec, Recipe, load_recipe
 
@@ -78,6 +76,8 @@ class Team:
     context : EngineContext
     vocabulary : int
         Of the model, which may have more rows than its tokenizer has tokens.
+    positions : int, optional
+        The model's.
     recipe : Recipe, optional
         Of a run.
     origin : str
@@ -90,6 +90,7 @@ class Team:
     encoder: Encoder
     context: EngineContext
     vocabulary: int
+    positions: int | None
     recipe: Recipe | None
     origin: str
     entrants: list[Entrant] = field(default_factory=list)
@@ -222,7 +223,7 @@ def _run_team(run: Path, name: str, numbers: list[int] | None, alone: bool) -> T
     origin = base(run, recipe)
     begin = str(run / "start") if (run / "start" / "config.json").exists() else origin
     tokenizer = load_tokenizer(recipe.model, origin)
-    team = Team(name, recipe.model, *_reading(recipe.model, origin, tokenizer), recipe, origin)
+    team = Team(name, recipe.model, *_read(recipe.model, origin, tokenizer), recipe, origin)
     policies: Any = _Later(lambda: policies_of(run, recipe, begin, tokenizer))
     reference = begin if recipe.reference is None else str(recipe.reference.path)
     first = {"start": begin, "reference": reference} if numbers is None else {"start": begin} if 0 in numbers else {}
@@ -271,7 +272,7 @@ def _model_team(argument: str, label: str, settings: Mapping[str, Any]) -> Team:
     spec: ModelSpec = read(ModelSpec, {**settings, "path": argument}, "model")
     folder = _found(argument, spec.revision)
     tokenizer = load_tokenizer(spec, folder)
-    team = Team(place.name, spec, *_reading(spec, str(folder), tokenizer), None, str(folder))
+    team = Team(place.name, spec, *_read(spec, str(folder), tokenizer), None, str(folder))
     policies: Any = WholeFolders(Path(), {"model": folder}, lambda path: load_model(spec, path), tokenizer)
     team.entrants.append(_entrant(label, "model", fingerprint_of(argument, spec.revision), policies))
     return team
@@ -306,20 +307,7 @@ def _entrant(label: str, at: str, weights: str, policies: Any) -> Entrant:
     return Entrant(name, ((1.0, weights),), policies, label, at)
 
 
-def _reading(spec: ModelSpec, path: str, tokenizer: Any) -> tuple[Encoder, EngineContext, int]:
-    """Encoder, engine's context and vocabulary of a model whose weights are not read."""
-    options: dict[str, Any] = {"revision": spec.revision} if path == spec.path and spec.revision is not None else {}
-    try:
-        config = AutoConfig.from_pretrained(path, trust_remote_code=spec.trust_remote_code, **options)
-    except (OSError, ValueError) as error:
-        first = (str(error).strip().splitlines() or [""])[0]
-        raise ValueError(f"no model at {path} ({first})") from None
-    try:
-        generation = GenerationConfig.from_pretrained(path, **options)
-    except OSError:
-        generation = GenerationConfig.from_model_config(config)
-    ends = end_ids(tokenizer, SimpleNamespace(generation_config=generation))
-    size, words = config.get_text_config().vocab_size, len(tokenizer)
-    drawn = words if size > words else None
-    context = EngineContext(tokenizer, ends, tokenizer.pad_token_id, drawn, device(), lambda count: None)
-    return encoder_of(spec, tokenizer, ends), context, size
+def _read(spec: ModelSpec, path: str, tokenizer: Any) -> tuple[Encoder, EngineContext, int, int | None]:
+    """Encoder, engine's context, vocabulary and positions of a model whose weights are not read."""
+    found = reading(spec, path, tokenizer)
+    return found.encoder, found.context, found.limits.vocabulary, found.limits.positions

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from nashpo.llm.engines.config import SamplingConfig
     from nashpo.llm.entrants import Team
     from nashpo.llm.judges.judge import Judge
+    from nashpo.llm.loop.conversing import Talk
     from nashpo.llm.prompts import Prompt
 
 MOST_COLUMNS = 10
@@ -86,7 +87,7 @@ def main(argv: list[str]) -> int:
     own = 0 if first is None or first.recipe is None else first.recipe.seed
     seed = own if options.seed is None else options.seed
     prompts = _prompts(options.prompts, teams, first, seed)
-    terms = Terms(sampling, _judge(options.judge, first), seed, harness)
+    terms = Terms(sampling, _judge(options.judge, first), seed, harness, _talk(first))
     quiet = options.quiet or options.json or not sys.stderr.isatty()
     alpaca = None if options.alpaca_eval is None else Path(options.alpaca_eval)
     found = arena(teams, prompts, terms, out, Bars(quiet), alpaca)
@@ -158,6 +159,15 @@ def _judge(words: Sequence[str], first: Team | None) -> Judge:
     if found is None:
         raise ValueError("no judge: give one as --judge kind=reward_model path=… (kinds as in a recipe)")
     return found
+
+
+def _talk(first: Team | None) -> Talk | None:
+    """The first run's conversations: with its other side, whoever the policies are."""
+    from nashpo.llm.loop.conversing import Talk
+    from nashpo.llm.loop.loading import device
+
+    recipe = None if first is None else first.recipe
+    return None if recipe is None else Talk.of(Path(recipe.output_dir), recipe, str(device()))
 
 
 def _prompts(words: Sequence[str] | None, teams: Sequence[Team], first: Team | None, seed: int) -> list[list[Prompt]]:

@@ -20,12 +20,13 @@ from torch import Tensor
 from nashpo.core.rules.form import CURRENT, Form, Payoff
 from nashpo.core.selfplay import State, Term
 from nashpo.llm.backend import offline_pairs
+from nashpo.llm.conversation.levels import Level
 from nashpo.llm.engines.engine import Engine
 from nashpo.llm.judges.cache import Cache
 from nashpo.llm.judges.judge import Judge
 from nashpo.llm.judges.matrix import Judged
 from nashpo.llm.loop.distinct import distinct, merges
-from nashpo.llm.loop.judging import answer, judge, responses_of, win_matrices
+from nashpo.llm.loop.judging import judge, win_matrices
 from nashpo.llm.loop.phase import key_of
 from nashpo.llm.loop.policies import RunPolicies, Source
 from nashpo.llm.loop.sampling import Progress, Samples, sample
@@ -81,6 +82,8 @@ class RunBackend:
     judge : Judge, optional
         None where a rule asks nothing.
     cache : Cache, optional
+    level : Level
+        What of the samples a stage is fitted to.
     shard : int
         Prompts per file of samples.
     seed : int
@@ -100,6 +103,7 @@ class RunBackend:
     engine: Engine | None
     judge: Judge | None
     cache: Cache | None
+    level: Level
     shard: int
     seed: int
     max_abstained: float
@@ -187,10 +191,9 @@ class RunBackend:
             data = work.pairs.data
             return Answer(data.responses, data.values, data.preferred)
         samples = self.samples(on)
-        responses = responses_of(work.prompts, samples)
         if kind == "critic":
             assert work.pairs is not None
-            return _with_pairs(work.pairs, responses)
+            return _with_pairs(work.pairs, self.level.responses(work.prompts, samples))
         own = about == on
         others = None if own else self._united(about)
         assert self.judge is not None
@@ -203,7 +206,7 @@ class RunBackend:
             self.judge.close()  # it loads its weights again when it is asked again
         if own and self._first is None:
             self._first = (_short(about), samples, judged)
-        return answer(responses, win_matrices(judged), own)
+        return self.level.answer(work.prompts, samples, win_matrices(judged), own)
 
     def trained_on(self) -> tuple[str, Samples, list[Judged]] | None:
         """The first policy of the iteration whose responses were compared among themselves: its name, they, who won."""
@@ -277,9 +280,8 @@ class RunBackend:
         if not keep:
             raise ValueError(f"no prompt of iteration {self.t + 1} is left to train on: {report}, {abstained} unjudged")
         stage = _rows(whole, keep)
-        count = len(stage.responses)
-        K = [len(row) if own else 0 for row in stage.responses.sequences]
-        return stage, report, torch.tensor(K, dtype=torch.long).reshape(count)
+        compared = self.level.compared(stage.responses, self.work(self.t).prompts)
+        return stage, report, compared if own else torch.zeros_like(compared)
 
     def mix(self, key: str, average: list[Policy] | None, policy: Policy, count: int) -> list[Policy]:
         """The list of the iterates."""

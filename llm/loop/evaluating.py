@@ -9,12 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from nashpo.llm.conversation.levels import Trajectory
 from nashpo.llm.engines.engine import Engine
 from nashpo.llm.evaluation import PolicySamples, summary
 from nashpo.llm.judges.cache import Cache
 from nashpo.llm.judges.judge import Judge
 from nashpo.llm.judges.matrix import Judged
-from nashpo.llm.loop.judging import judge, responses_of
+from nashpo.llm.loop.judging import judge
 from nashpo.llm.loop.phase import Phase, key_of, write_json
 from nashpo.llm.loop.policies import RunPolicies, Source
 from nashpo.llm.loop.sampling import Progress, Samples, sample
@@ -145,7 +146,7 @@ class Evaluator:
     def _divergences(
         self, folder: Path, key: str, current: str, against: Mapping[str, str], samples: Samples
     ) -> dict[str, list[list[float]]]:
-        responses = responses_of(self.prompts, samples)
+        responses = Trajectory().responses(self.prompts, samples)
         names = list(dict.fromkeys([current, *against.values()]))
         found = base_logprobs(folder, key, self.policies, names, responses, self.fitting, self.progress)
         counts = [len(row) for row in samples]
@@ -156,6 +157,6 @@ class Evaluator:
 def _described(samples: Samples) -> PolicySamples:
     return PolicySamples(
         [[c.text for c in row] for row in samples],
-        [[len(c.ids) for c in row] for row in samples],
+        [[c.scored for c in row] for row in samples],
         [[c.finished for c in row] for row in samples],
     )

@@ -1,4 +1,4 @@
-"""The judging phase: win matrices of an iteration's responses, and the payoffs that they are.
+"""The judging phase: win matrices of an iteration's responses. A conversation is one response, compared as a whole.
 
 Shapes: B prompts, K responses of one policy and K' of another (or the same K); win matrices (B, K, K'), NaN where the
 judge abstained.
@@ -18,7 +18,7 @@ from nashpo.llm.loop.phase import Phase, key_of, read_lines, write_lines
 from nashpo.llm.loop.ranks import ALONE, Ranks, is_shared
 from nashpo.llm.loop.sampling import Progress, Samples
 from nashpo.llm.prompts import Prompt
-from nashpo.llm.responses import Answer, Responses, Scored
+from nashpo.llm.transcript import Response
 
 SHARD = 32
 """Prompts per file. Within a shard the judge's cache remembers what was asked."""
@@ -43,9 +43,9 @@ def judge(
     ranks : Ranks
         The files are dealt to them; a judge that all share is asked by the first.
     """
-    texts, other_texts = _texts(samples), None if others is None else _texts(others)
+    said, others_said = _said(samples), None if others is None else _said(others)
     about, by_first = by.describe(), is_shared(by)
-    key = key_of("judgements", about, [p.key for p in prompts], texts, other_texts)
+    key = key_of("judgements", about, [p.key for p in prompts], said, others_said)
     phase = Phase(folder, "judgements", key, ranks)
     if not phase.committed:
         phase.begin(judge=about)
@@ -58,8 +58,8 @@ def judge(
                 judged = judge_responses(
                     by,
                     [p.text for p in prompts[some]],
-                    texts[some],
-                    None if other_texts is None else other_texts[some],
+                    said[some],
+                    None if others_said is None else others_said[some],
                     cache=cache,
                 )
                 lines = zip(prompts[some], judged, strict=True)
@@ -77,8 +77,8 @@ def _name(number: int) -> str:
     return f"{number:05d}.jsonl"
 
 
-def _texts(samples: Samples) -> list[list[str]]:
-    return [[completion.text for completion in row] for row in samples]
+def _said(samples: Samples) -> list[list[Response]]:
+    return [[completion.response for completion in row] for row in samples]
 
 
 def _read(folder: Path, count: int) -> list[Judged]:
@@ -102,24 +102,3 @@ def win_matrices(judged: Sequence[Judged]) -> Tensor:
         [[[float("nan") if p is None else p for p in line] for line in one.wins] for one in judged],
         dtype=torch.float64,
     )
-
-
-def responses_of(prompts: Sequence[Prompt], samples: Samples) -> Responses:
-    """Samples as sequences that can be scored, named by their prompts."""
-    rows = [[_scored(p, c.ids, c.mask) for c in row] for p, row in zip(prompts, samples, strict=True)]
-    return Responses.drawn(rows, [p.key for p in prompts])
-
-
-def _scored(prompt: Prompt, ids: Sequence[int], mask: Sequence[int] | None) -> Scored:
-    if mask is None:
-        return Scored.completion(prompt.ids, ids)
-    return Scored((*prompt.ids, *ids), (0,) * len(prompt.ids) + tuple(mask))
-
-
-def answer(responses: Responses, wins: Tensor, own: bool) -> Answer:
-    """Mean win rates, centred: P̂(y ≻ π) − ½; NaN where a comparison is missing.
-
-    Among K responses of one policy the comparison with oneself, ½, is counted, as in SPPO: the step is then
-    η (K − 1)/K in expectation.
-    """
-    return Answer(responses, wins.mean(-1) - 0.5, wins if own else None)

@@ -27,7 +27,7 @@ from nashpo.llm.loop.ranks import FAILED, Ranks, of_job
 from nashpo.llm.loop.setup import Prepared, prepare
 from nashpo.llm.loop.start import TINY
 from nashpo.llm.recipe.parsing import difference
-from nashpo.llm.recipe.schema import Recipe
+from nashpo.llm.recipe.schema import Recipe, parse_recipe
 from nashpo.llm.recipe.training import shared
 from nashpo.llm.recipe.yaml_text import parse_mapping
 
@@ -103,7 +103,7 @@ def _same_recipe(run: Path, recipe: Recipe) -> None:
     if not path.exists():
         replace_file(path, recipe.to_yaml().encode())
         return
-    old = parse_mapping(path.read_text(encoding="utf-8"), str(path))
+    old = _old_recipe(path)
     changed = [line for line in difference(old, new) if not _harmless(line, old, new)]
     if changed and _begun(run, old, new):
         raise ValueError(
@@ -112,6 +112,15 @@ def _same_recipe(run: Path, recipe: Recipe) -> None:
         )
     if old != new:
         replace_file(path, recipe.to_yaml().encode())
+
+
+def _old_recipe(path: Path) -> Mapping[str, Any]:
+    """With every key written out: one that an earlier version did not know has its default."""
+    text = path.read_text(encoding="utf-8")
+    try:
+        return parse_recipe(text, str(path)).to_dict()
+    except ValueError:  # what this version refuses is shown as it stands
+        return parse_mapping(text, str(path))
 
 
 def _begun(run: Path, old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
@@ -129,9 +138,10 @@ def _harmless(line: str, old: Mapping[str, Any], new: Mapping[str, Any]) -> bool
         fixed = after.get("prompts") == "all" or after.get("per_iteration") is not None
         return fixed and after["count"] >= before["count"]
     section, _, field = name.rpartition(".")
-    return name in ("keep_last", "output_dir") or (section in ("sampling", "judge") and field in _TRANSPORT)
+    return name in ("keep_last", "output_dir") or (section in _SERVICES and field in _TRANSPORT)
 
 
+_SERVICES = ("sampling", "judge", "conversation.user.sampling")
 _TRANSPORT = ("url", "timeout", "retries", "patience", "concurrency", "max_calls", "batch_size", "device")
 """Settings of engines and judges that do not change what is asked for."""
 

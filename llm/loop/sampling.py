@@ -17,7 +17,7 @@ from nashpo.llm.prompts import Prompt
 from nashpo.llm.sampling import derived_seed
 
 Samples = list[tuple[Completion, ...]]
-NOT_IN_KEY = ("versions", "batch_size", "batch_tokens")
+NOT_IN_KEY = ("versions", "batch_size", "batch_tokens", "cache_tokens")
 """Of an engine's description: what may differ between the begin and the end of a phase."""
 Progress = Callable[[str, int, int], None]
 """Of (what is done, how many are done, of how many)."""
@@ -105,7 +105,10 @@ def _counts(samples: Samples) -> dict[str, int]:
     for row in samples:
         counts["prompts"] += 1
         counts["responses"] += len(row)
-        counts["tokens"] += sum(len(c.ids) for c in row)
+        counts["tokens"] += sum(c.scored for c in row)
+        if any(c.turns is not None for c in row):
+            counts["turns"] += sum(1 if c.turns is None else (len(c.turns) + 1) // 2 for c in row)
+            counts["other_side_tokens"] += sum(len(c.ids) - c.scored for c in row)
         counts["finished"] += sum(c.finished for c in row)
         counts["retokenized"] += sum(c.retokenized for c in row)
     return dict(counts)

@@ -8,12 +8,13 @@ from typing import Any
 
 from torch import nn
 
-from nashpo.llm.engines.config import SamplingConfig
 from nashpo.llm.engines.engine import Engine, EngineContext
 from nashpo.llm.judges.cache import Cache
 from nashpo.llm.judges.config import TableConfig
 from nashpo.llm.judges.judge import Judge
+from nashpo.llm.judges.scoring import ScoringJudge
 from nashpo.llm.loop.backend import RunBackend
+from nashpo.llm.loop.conversing import engines_of
 from nashpo.llm.loop.evaluating import Evaluator
 from nashpo.llm.loop.loading import device, encoder_of, end_ids, load_model, load_tokenizer
 from nashpo.llm.loop.policies import AdapterFolders, RunPolicies, WholeFolders
@@ -23,6 +24,7 @@ from nashpo.llm.loop.start import TINY, base, build, start
 from nashpo.llm.loop.training import Fitting
 from nashpo.llm.loop.work import Plan, read_work
 from nashpo.llm.quantized import check_optimizer
+from nashpo.llm.recipe.conversations import look
 from nashpo.llm.recipe.footprint import measure
 from nashpo.llm.recipe.model_limits import Limits, check_lengths, check_reference, check_tokens
 from nashpo.llm.recipe.places import ADAPTER
@@ -83,7 +85,7 @@ def prepare(run: Path, recipe: Recipe, ranks: Ranks, bars: Bars, say: Callable[[
     bars.phase("judge")
     judge = judge_of(run, recipe)
     if judge is not None:
-        ranks.first(judge.check)  # which may read its weights
+        ranks.first(lambda: _check_judge(judge, recipe))
     context = EngineContext(
         tokenizer,
         ends,
@@ -92,7 +94,11 @@ def prepare(run: Path, recipe: Recipe, ranks: Ranks, bars: Bars, say: Callable[[
         device(),
         lambda count: None,
     )
-    engine = _engine(recipe.sampling if needs.samples else None, context)
+    limits = Limits.of(model.config, vocabulary)
+    every = [*(prompt for work in plan.iterations for prompt in work.prompts), *plan.heldout]
+    if note := look(recipe.conversation, every, encoder):
+        say(note)
+    engines = engines_of(run, recipe, context, encoder, limits.positions, needs.samples)
     bars.phase("warmup")
     begin = start(run, recipe, origin, model, fitting, encoder)
     del model
@@ -106,15 +112,16 @@ def prepare(run: Path, recipe: Recipe, ranks: Ranks, bars: Bars, say: Callable[[
         policies,
         lambda t: plan.iterations[t],
         fitting,
-        engine,
+        engines.training,
         judge,
         cache,
+        engines.level,
         shard,
         recipe.seed,
         recipe.max_abstained,
         bars,
     )
-    evaluator = _evaluator(run, recipe, plan, policies, judge, cache, fitting, context, shard, bars)
+    evaluator = _evaluator(run, recipe, plan, policies, engines.evaluation, judge, cache, fitting, shard, bars)
     return Prepared(backend, evaluator)
 
 
@@ -132,17 +139,16 @@ def _checked(recipe: Recipe, origin: str, plan: Plan, tokenizer: Any, ends: Sequ
     return ending + ([known] if known else [])
 
 
+def _check_judge(judge: Judge, recipe: Recipe) -> None:
+    """Which may read its weights."""
+    judge.check()
+    if recipe.conversation is not None and isinstance(judge, ScoringJudge):
+        judge.check_conversation()
+
+
 def _cache(ranks: Ranks) -> str:
     """One file per process, since a file of answers has one writer."""
     return CACHE if ranks.is_first else f"judge_cache.{ranks.rank}.jsonl"
-
-
-def _engine(sampling: SamplingConfig | None, context: EngineContext) -> Engine | None:
-    if sampling is None:
-        return None
-    engine = sampling.build(context)
-    engine.check()
-    return engine
 
 
 def judge_of(run: Path, recipe: Recipe) -> Judge | None:
@@ -207,16 +213,15 @@ def _evaluator(
     recipe: Recipe,
     plan: Plan,
     policies: RunPolicies,
+    engine: Engine | None,
     judge: Judge | None,
     cache: Cache | None,
     fitting: Fitting,
-    context: EngineContext,
     shard: int,
     bars: Bars,
 ) -> Evaluator | None:
     if recipe.evaluation is None:
         return None
-    sampling = None if recipe.sampling is None else replace(recipe.sampling, K=recipe.evaluation.K)
     prompts = plan.heldout
     if recipe.model.build is not None and not prompts:
         prompts = plan.iterations[0].prompts  # a tiny model's prompts are all there are
@@ -225,6 +230,4 @@ def _evaluator(
         from nashpo.llm.loop.exactly import exact_evaluation
 
         exact = exact_evaluation(run, recipe, policies, [work.prompts for work in plan.iterations], judge)
-    return Evaluator(
-        prompts, policies, _engine(sampling, context), judge, cache, fitting, shard, recipe.seed, exact, bars
-    )
+    return Evaluator(prompts, policies, engine, judge, cache, fitting, shard, recipe.seed, exact, bars)
