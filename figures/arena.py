@@ -47,7 +47,7 @@ BOUNDS_UP_TO = 7
 """Policies up to which the cells have room for intervals."""
 WINS = (
     "How often the row's policy beats the column's, by the judge, over the held-out prompts; in brackets the 95 %"
-    " interval of a bootstrap over prompts. Blue wins, red loses, and at ½ neither is better."
+    " interval over prompts. Blue wins, red loses, and at ½ neither is better."
 )
 NASH = (
     "Left: the weights of the Nash equilibrium of the game whose players choose one of these policies: a mixture that"

@@ -13,7 +13,7 @@ from nashpo.figures.training_steps import everything, lines, marker, stages, ste
 TITLE = "Training loss and regression residual"
 CAPTION = (
     "Over the optimizer steps of all iterations; a line per stage of the rule. The residual is the mean of (log-ratio"
-    " − target)² over the sampled responses, in nats²: how far the fitted policy is from the step that the rule asks"
+    " − target)² over the responses trained on, in nats²: how far the fitted policy is from the step that the rule asks"
     " for. Pale: its centred part, which no normalizer log Z explains. It does not fall to 0: the targets of a prompt's"
     " K responses carry the noise of their win rates, and prompts share one set of weights. Losses of different"
     " rules or step sizes cannot be compared."

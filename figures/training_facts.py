@@ -3,23 +3,21 @@
 Shapes: numbers and intervals.
 """
 
-import numpy as np
+from nashpo.figures.training_run import Interval, Iteration, interval
+from nashpo.llm.intervals import mean_interval, rate_interval
 
-from nashpo.figures.training_run import Interval, Iteration
-from nashpo.figures.training_shards import Array
-
-NORMAL = 1.959964
-"""97.5 % quantile of the standard normal law."""
+SEED = 0
+"""Of the weights of an interval."""
 
 
 def sample_gap(iteration: Iteration) -> Interval | None:
     """Mean duality gap of the prompts' K x K games."""
-    return iteration.interval("samples", "gap") or _mean(iteration.shards.gaps)
+    return iteration.interval("samples", "gap") or interval(rate_interval(iteration.shards.gaps, SEED))
 
 
 def sample_tokens(iteration: Iteration) -> Interval | None:
     """Mean length of the training samples, in tokens."""
-    return iteration.interval("samples", "tokens") or _mean(iteration.shards.tokens)
+    return iteration.interval("samples", "tokens") or interval(mean_interval(iteration.shards.prompt_tokens, least=0))
 
 
 def cyclic_share(iteration: Iteration) -> float | None:
@@ -50,14 +48,3 @@ def longer_wins(iteration: Iteration) -> float | None:
     """Mean win rate of the longer one of two samples, ½ where the judge does not mind length."""
     bias = iteration.value("samples", "length_bias")
     return iteration.shards.longer_wins if bias is None else 0.5 + bias
-
-
-def _mean(values: Array) -> Interval | None:
-    """The mean with its 95 % interval."""
-    if not values.size:
-        return None
-    mean = float(values.mean())
-    if values.size == 1:
-        return Interval(mean)
-    half = NORMAL * float(values.std(ddof=1)) / np.sqrt(values.size)
-    return Interval(mean, mean - half, mean + half)

@@ -14,9 +14,10 @@ TITLE = "Distance from the reference and from the last iterate"
 CAPTION = (
     "Left, while the next iterate is trained: the mean of log(other/policy) over the training responses, with the"
     " reference and with the iterate that the training began with. The responses are drawn from the last iterate. Where"
-    " that is the other policy, the mean is an unbiased estimate of KL(other ‖ policy); otherwise it is a log-ratio on"
-    " these data, and may be negative. Right, after each iteration: KL(new policy ‖ reference) and KL(new policy ‖ last"
-    " iterate), estimated on evaluation samples of the new policy, with 95 % intervals. Nats per response."
+    " that is the other policy, the mean is an unbiased estimate of KL(other ‖ policy); otherwise, and where only the"
+    " best and the worst response of a prompt are trained on, it is a log-ratio on these data, and may be negative."
+    " Right, after each iteration: KL(new policy ‖ reference) and KL(new policy ‖ last iterate), estimated on"
+    " evaluation samples of the new policy, with 95 % intervals. Nats per response."
 )
 METRICS = {
     "theory/kl_reference": training_style.REFERENCE,

@@ -129,8 +129,8 @@ def iterations(run: TrainingRun) -> str:
     words = (
         "Iteration t samples from the policy before it and writes the next. Win rates, KL and tokens are of the new"
         " policy on the evaluation prompts; rows that begin with 'samples' or 'judge' are of the training samples,"
-        " hence of the policy before. Brackets are 95 % intervals over prompts, of predictions the band over repeated"
-        " plays. A dash: not measured (yet)."
+        " hence of the policy before. Brackets are 95 % intervals over prompts (of a single prompt there is none), of"
+        " predictions the band over repeated plays. A dash: not measured (yet)."
     )
     return training_tables.iterations(run) + f"<p>{escape(words)}</p>"
 

@@ -151,10 +151,10 @@ def number(value: Any) -> float | None:
 
 
 def interval(value: Any) -> Interval | None:
-    """{"mean" or "median", "low", "high"} or a bare number as an interval."""
+    """{"mean" or "median", "low", "high"} or a bare number as an interval; of one prompt no bounds are known."""
     if isinstance(value, Mapping):
         mean = number(value.get("mean", value.get("median")))
-        bounds = [number(value.get(name)) for name in ("low", "high")]
+        bounds = [None if value.get("prompts") == 1 else number(value.get(name)) for name in ("low", "high")]
         low, high = (math.nan if bound is None else bound for bound in bounds)
         return None if mean is None else Interval(mean, low, high)
     bare = number(value)

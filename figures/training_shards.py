@@ -6,16 +6,15 @@ where the judge abstained. Lengths are tokens of the policy, without those of th
 
 import itertools
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import combinations
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from nashpo.core.games import duality_gap
+from nashpo.llm.response_games import cycles, longer_wins, sample_gap
 
 MOST = 2000
 """Prompts read per iteration: enough for a figure, and a report of a large run stays a matter of seconds."""
@@ -46,6 +45,8 @@ class Shards:
         Whether these are all prompts of the iteration.
     tokens : (S,)
         Length of every response.
+    prompt_tokens : (prompts,)
+        Mean length of the responses to each prompt that has any.
     finished : float, optional
         Share of responses that ended by themselves.
     retokenized : int
@@ -57,15 +58,16 @@ class Shards:
     asymmetry : float, optional
         Mean of \\|P(a over b) + P(b over a) − 1\\| before symmetrizing.
     cyclic, triples : int
-        Triples of responses of which each beats the next, and all triples without a tie.
+        Triples of different responses of which each beats the next, and all that were judged without a tie.
     longer_wins : float, optional
-        Mean over prompts of the win rate of the longer response, over pairs of different length.
+        Mean over prompts of the win rate of the longer response, over pairs of different texts and lengths.
     examples : tuple of Example
     """
 
     prompts: int = 0
     all_read: bool = True
     tokens: Array = field(default_factory=lambda: np.empty(0))
+    prompt_tokens: Array = field(default_factory=lambda: np.empty(0))
     finished: float | None = None
     retokenized: int = 0
     judged: int = 0
@@ -133,7 +135,7 @@ def read_shards(iteration: Path, most: int = MOST) -> Shards:
     ]
     complete = [(sampled, matrix) for sampled, matrix in wins if np.isfinite(matrix).all()]
     asymmetries = [float(x) for row in judgements if isinstance(x := row.get("asymmetry"), int | float)]
-    cycles = [cyclic_triples(matrix) for _, matrix in complete]
+    counted = [cycles(matrix, _texts(sampled, matrix)) for sampled, matrix in wins]
     longer = [rate for sampled, matrix in wins if (rate := _longer_wins(sampled, matrix)) is not None]
     examples = (_example(sampled, matrix) for sampled, matrix in complete)
     finished = [end for sampled in samples for end in sampled.finished]
@@ -141,32 +143,18 @@ def read_shards(iteration: Path, most: int = MOST) -> Shards:
         prompts=len(samples),
         all_read=next(drawn, None) is None,
         tokens=np.concatenate([np.empty(0), *(sampled.lengths for sampled in samples)]),
+        prompt_tokens=np.array([sampled.lengths.mean() for sampled in samples if len(sampled.lengths)]),
         finished=float(np.mean(finished)) if finished else None,
         retokenized=sum(sampled.retokenized for sampled in samples),
         judged=len(judgements),
         abstained=len(judgements) - len(complete),
-        gaps=np.array([game_gap(matrix) for _, matrix in complete]),
+        gaps=np.array([gap for _, matrix in wins if (gap := sample_gap(matrix)) is not None]),
         asymmetry=float(np.mean(asymmetries)) if asymmetries else None,
-        cyclic=sum(cyclic for cyclic, _ in cycles),
-        triples=sum(triples for _, triples in cycles),
+        cyclic=sum(cyclic for cyclic, _ in counted),
+        triples=sum(triples for _, triples in counted),
         longer_wins=float(np.mean(longer)) if longer else None,
         examples=tuple(itertools.islice((example for example in examples if example is not None), EXAMPLES)),
     )
-
-
-def game_gap(wins: Array) -> float:
-    """Duality gap 2 max_i (mean_j wins_ij − ½) of the uniform policy in the game of K responses, in [0, 1]."""
-    K = len(wins)
-    return float(duality_gap(wins - 0.5, np.full(K, 1 / K)))
-
-
-def cyclic_triples(wins: Array) -> tuple[int, int]:
-    """(triples of which each response beats the next, all triples without a tie)."""
-    if len(wins) < 3:
-        return 0, 0
-    i, j, k = np.array(list(combinations(range(len(wins)), 3))).T
-    ahead = np.sign(np.stack([wins[i, j], wins[j, k], wins[k, i]]) - 0.5)
-    return int((np.abs(ahead.sum(axis=0)) == 3).sum()), int(ahead.all(axis=0).sum())
 
 
 def _rows(folder: Path) -> Iterator[Mapping[str, Any]]:
@@ -203,11 +191,15 @@ def _matrix(row: Mapping[str, Any]) -> Array | None:
 
 
 def _longer_wins(sampled: _Sampled | None, wins: Array) -> float | None:
-    """Mean win rate of the longer response of a pair; None without pairs of different length."""
+    """None also where the samples are not there or their number is another."""
     if sampled is None or len(sampled.lengths) != len(wins):
         return None
-    longer = wins[sampled.lengths[:, None] > sampled.lengths[None, :]]
-    return float(np.nanmean(longer)) if np.isfinite(longer).any() else None
+    return longer_wins(wins, sampled.lengths, sampled.texts)
+
+
+def _texts(sampled: _Sampled | None, wins: Array) -> Sequence[Hashable]:
+    """Numbers, all different, where the texts are not known."""
+    return range(len(wins)) if sampled is None or len(sampled.texts) != len(wins) else sampled.texts
 
 
 def _example(sampled: _Sampled | None, wins: Array) -> Example | None:

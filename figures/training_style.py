@@ -76,7 +76,8 @@ def value_axis(ax: Axes, values: Iterable[float], always_from_zero: bool = False
     if finite.size and finite.min() > 0 and finite.max() > WIDE_RANGE * finite.min():
         logarithmic(ax)
     elif always_from_zero:
-        ax.set_ylim(bottom=0)
+        # Matplotlib leaves room by the range of the values, which is too little for a mark once the axis begins at 0.
+        ax.set_ylim(0, max(ax.get_ylim()[1], 1.08 * float(finite.max(initial=0))))
 
 
 def logarithmic(ax: Axes) -> None:

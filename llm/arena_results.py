@@ -13,13 +13,15 @@ import numpy as np
 from nashpo.llm import length_control
 from nashpo.llm.engines.config import SamplingConfig
 from nashpo.llm.entrants import Entrant
-from nashpo.llm.evaluation import PolicySamples, interval, mean_win
+from nashpo.llm.evaluation import PolicySamples
+from nashpo.llm.intervals import mean_interval
 from nashpo.llm.judges.judge import Judge
 from nashpo.llm.judges.matrix import Judged
 from nashpo.llm.leaderboard import Harness
 from nashpo.llm.loop.conversing import Talk
 from nashpo.llm.loop.sampling import Samples
 from nashpo.llm.prompts import Prompt
+from nashpo.llm.response_games import mean_win
 from nashpo.llm.standings import Array, standings
 
 Interval = list[float | None]
@@ -27,7 +29,7 @@ Matrix = list[list[float | None]]
 
 
 class Results(TypedDict):
-    """What ``arena.json`` holds. Intervals are [low, high], 95 % bootstraps over prompts.
+    """What ``arena.json`` holds. Intervals are [low, high], 95 % over prompts (`nashpo.llm.standings`).
 
     Attributes
     ----------
@@ -112,7 +114,7 @@ class Terms:
         Its ``K`` is the number of responses to each prompt.
     judge : Judge
     seed : int
-        Of samples and bootstraps.
+        Of samples and intervals.
     harness : Harness, optional
         Tasks of lm-eval for each policy.
     talk : Talk, optional
@@ -171,7 +173,7 @@ def results(played: Played, terms: Terms, scores: dict[str, Any] | None = None) 
         "length_controlled": controlled[0],
         "length_controlled_low": controlled[1],
         "length_controlled_high": controlled[2],
-        "tokens": [interval(row, terms.seed) for row in lengths],
+        "tokens": [mean_interval(row, least=0) for row in lengths],
         "finished": [sum(row) / len(row) for row in ended],
         "abstained": missing / asked if asked else 0.0,
         "asymmetry": sum(asymmetries) / len(asymmetries) if asymmetries else None,

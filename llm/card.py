@@ -124,7 +124,9 @@ def _row(what: str, entry: Any, unit: str = "", digits: int = 3) -> Iterator[tup
     mean, low, high = (_number(entry.get(key)) for key in ("mean", "low", "high"))
     if mean is None:
         return
-    bounds = "" if low is None or high is None else f" [{low:.{digits}f}, {high:.{digits}f}]"
+    bounds = (
+        "" if low is None or high is None or entry.get("prompts") == 1 else f" [{low:.{digits}f}, {high:.{digits}f}]"
+    )
     prompts = _number(entry.get("prompts"))
     yield what, f"{mean:.{digits}f}{unit}{bounds}" + (f" on {prompts:,.0f} prompts" if prompts else "")
 

@@ -2,8 +2,17 @@
 
 Shapes: M policies, B prompts. ``rates`` is (M, M, B), the win rate of the row against the column on each prompt in
 [0, 1], NaN where the judge said nothing; only entries above the diagonal are read. Matrices are (M, M) with diagonal ½
-and P + Pᵀ = 1, vectors are (M,). Intervals are 95 % percentile bootstraps: the prompts are resampled, for all pairs at
-once, and everything is computed anew.
+and P + Pᵀ = 1, vectors are (M,).
+
+Intervals are 95 % over prompts. Those of win rates are `nashpo.llm.intervals.rate_interval`'s: prompts get random
+weights, the same for all pairs, with one prompt more that nobody has seen, lost for the lower end and won for the upper
+one. An exploitability rises with every win rate against the policy, so that its ends are quantiles over the same two
+sets of win rates. A Nash weight rises with some and falls with others: there every pair of the unseen prompt is lost or
+won by the toss of a coin. A win rate that one prompt alone speaks of has no interval, nor has what depends on it.
+
+Measured at 3 to 100 prompts on 300 arenas of three policies, with verdicts of 0 and 1 and with smooth ones (standard
+error 0.013): win rates were held by 0.94 and more of the intervals, Nash weights by 0.91 and more, exploitabilities by
+0.95 and more except where all policies are equal (0.88 and more): there the largest of several win rates is too large.
 """
 
 from collections.abc import Sequence
@@ -14,13 +23,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nashpo.core.games import duality_gap
+from nashpo.llm.intervals import LEVELS, unseen_weights
 from nashpo.tabular.equilibrium import nash
 from nashpo.tabular.game import Game
 
-RESAMPLES = 2000
-LEVELS = (0.025, 0.975)
-_AT_ONCE = 2**22
-"""Numbers held at once while prompts are resampled."""
+DRAWS = 2000
+"""Draws of weights; for each a game is solved."""
 
 Array = NDArray[np.float64]
 
@@ -32,7 +40,8 @@ class Standings:
     Attributes
     ----------
     wins, low, high : (M, M)
-        Mean win rate of the row against the column over the prompts that were judged, and its interval.
+        Mean win rate of the row against the column over the prompts that were judged, and its interval; bounds are NaN
+        where a single prompt was judged.
     judged : (M, M) of int
         Prompts behind each entry; all of them on the diagonal.
     nash, nash_low, nash_high : (M,)
@@ -72,7 +81,7 @@ def standings(rates: Array, names: Sequence[str], seed: int) -> Standings:
     names : M str
         For messages.
     seed : int
-        Of the bootstrap.
+        Of the weights.
 
     Raises
     ------
@@ -91,14 +100,23 @@ def standings(rates: Array, names: Sequence[str], seed: int) -> Standings:
             )
     values = np.where(known, pairs, 0.0)
     wins = _matrix(values.sum(-1) / known.sum(-1), rows, columns, M)
-    drawn = _resampled(values, known, rows, columns, M, seed)
-    solved = nash(Game(wins))
-    weights = nash(Game(drawn)).policy if len(drawn) else np.empty((0, M))
-    low, high = _bounds(drawn)
-    nash_low, nash_high = _bounds(weights)
-    least, most = _bounds(exploitabilities(drawn))
     judged = np.full((M, M), B)
     judged[rows, columns] = judged[columns, rows] = known.sum(-1)
+    below, above, tossed = _drawn(values, known, seed)
+    worst, best = _ordered(below, above, rows, columns, M), _ordered(above, below, rows, columns, M)
+    least, most = _lower(exploitabilities(worst)), _upper(exploitabilities(best))
+    low, high = _lower(worst), _upper(best)
+    solved = nash(Game(wins))
+    weights = nash(Game(_matrix(tossed, rows, columns, M))).policy
+    nash_low, nash_high = _lower(weights), _upper(weights)
+    single = (judged == 1) & ~np.eye(M, dtype=bool)
+    for bounds, unknown in (
+        ((low, high), single),
+        ((least, most), single.any(axis=0)),
+        ((nash_low, nash_high), np.full(M, single.any())),
+    ):
+        for bound in bounds:
+            bound[unknown] = np.nan
     return Standings(
         wins,
         low,
@@ -130,31 +148,30 @@ def _matrix(upper: Array, rows: NDArray[np.int64], columns: NDArray[np.int64], M
     return made
 
 
-def _resampled(
-    values: Array, known: NDArray[np.bool_], rows: NDArray[np.int64], columns: NDArray[np.int64], M: int, seed: int
-) -> Array:
-    """Win matrices (R, M, M) of resampled prompts; a resample without a comparison of some pair is left out.
+def _ordered(upper: Array, lower: Array, rows: NDArray[np.int64], columns: NDArray[np.int64], M: int) -> Array:
+    """`_matrix` with other win rates below the diagonal: 1 − ``lower`` of the pair."""
+    made = _matrix(upper, rows, columns, M)
+    made[..., columns, rows] = 1.0 - lower
+    return made
 
-    All are where hardly any comparison was answered; then R is 0.
-    """
+
+def _drawn(values: Array, known: NDArray[np.bool_], seed: int) -> tuple[Array, Array, Array]:
+    """Win rates (D, pairs) under random weights, with the unseen prompt lost, won, and as a coin falls."""
     B = values.shape[-1]
-    rng = np.random.default_rng([seed, B])
-    found = []
-    left = RESAMPLES
-    while left:
-        some = min(left, max(1, _AT_ONCE // B))
-        counts = rng.multinomial(B, np.full(B, 1 / B), size=some).astype(float)
-        answered = counts @ known.T
-        with np.errstate(invalid="ignore"):
-            means = (counts @ values.T) / answered
-        found.append(means[(answered > 0).all(-1)])
-        left -= some
-    return _matrix(np.concatenate(found), rows, columns, M)
+    below, above = [], []
+    for weights in unseen_weights([seed, B], B, DRAWS):
+        unseen = weights[:, -1:]
+        answered = weights[:, :-1] @ known.T + unseen  # who was not judged has no weight
+        below.append((weights[:, :-1] @ values.T) / answered)
+        above.append(below[-1] + unseen / answered)
+    lost, won = np.concatenate(below), np.minimum(np.concatenate(above), 1.0)
+    coins = np.random.default_rng([seed, B, 1]).random(lost.shape) < 0.5
+    return lost, won, np.where(coins, won, lost)
 
 
-def _bounds(drawn: Array) -> tuple[Array, Array]:
-    """The interval of every entry; NaN without resamples."""
-    if not len(drawn):
-        return np.full(drawn.shape[1:], np.nan), np.full(drawn.shape[1:], np.nan)
-    low, high = np.quantile(drawn, LEVELS, axis=0)
-    return low, high
+def _lower(drawn: Array) -> Array:
+    return np.asarray(np.quantile(drawn, LEVELS[0], axis=0))
+
+
+def _upper(drawn: Array) -> Array:
+    return np.asarray(np.quantile(drawn, LEVELS[1], axis=0))

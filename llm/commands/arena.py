@@ -50,9 +50,7 @@ def parser() -> Parser:
         help="a file of prompts, and keys of a recipe's prompts as KEY=VALUE; default the first run's held-out ones",
     )
     made.add_argument("--K", type=int, default=4, metavar="K", help="responses to each prompt (default: %(default)s)")
-    made.add_argument(
-        "--seed", type=int, metavar="N", help="of samples and bootstraps (default: the first run's, or 0)"
-    )
+    made.add_argument("--seed", type=int, metavar="N", help="of samples and intervals (default: the first run's, or 0)")
     made.add_argument("--out", metavar="DIR", help="folder of the results (default: RUN/arena where one run is given)")
     made.add_argument("--alpaca-eval", metavar="DIR", help="write the responses as AlpacaEval reads them")
     made.add_argument(
@@ -231,7 +229,7 @@ def text(found: Results) -> str:
     parts += ["", *(paragraph(note, "  ", "  ") for note in found["notes"])]
     words = (
         "Exploitability is the duality gap of a policy by itself, 2 (P - 1/2) for the largest win rate P against it"
-        " among these policies. Intervals are bootstraps over prompts."
+        " among these policies. Intervals are 95 % over prompts, from two prompts on."
     )
     return "\n".join([*parts, paragraph(words, "  ", "  ")])
 

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 from run_folder import manifest, write_run
 
-from nashpo.figures import TRAINING, arena, load, style
+from nashpo.figures import TRAINING, arena, load, style, training_style
 from nashpo.figures.training_run import load_run
 
 SMALLEST_TEXT = 11
@@ -73,6 +73,18 @@ def lines(fig: Figure) -> dict[str, list]:
     """The values of every named line."""
     named = [line for ax in fig.axes for line in ax.get_lines() if not line.get_label().startswith("_")]
     return {line.get_label(): np.round(line.get_ydata(), 6).tolist() for line in named}
+
+
+def test_marks_have_room_at_the_top():
+    """On an axis from 0 a mark at the highest value is whole, however near the values are to each other."""
+    with style.apply():
+        ax = style.figure(5.2).add_subplot()
+        ax.plot([1, 2], [0.641, 0.545], marker="s")
+        training_style.value_axis(ax, [0.641, 0.545], always_from_zero=True)
+        ax.figure.canvas.draw()
+    assert ax.get_ylim()[0] == 0
+    half = ax.get_lines()[0].get_markersize() / 2 * ax.figure.dpi / 72  # in pixels, as the window's extent
+    assert ax.transData.transform((1, 0.641))[1] + half <= ax.get_window_extent().y1
 
 
 def test_the_gaps_are_those_of_the_results(runs):

@@ -123,7 +123,10 @@ def test_passwords_and_keys_are_hidden(tmp_path):
 
 
 def test_statistics_of_samples_by_hand(tmp_path):
-    """Rock, paper, scissors (gap 0, a cycle), two rankings of three (gap 2 (5/6 − ½) = 2/3), and an abstention."""
+    """Rock, paper, scissors (gap 0, a cycle), two rankings of three (gap 2 (5/6 − ½) = 2/3), and an abstention.
+
+    Of the second ranking the texts are the same: one response, and no triple.
+    """
     iteration = tmp_path / "iterations" / "001"
     cycle = [[0.5, 1, 0], [0, 0.5, 1], [1, 0, 0.5]]
     ranking = [[0.5, 1, 1], [0, 0.5, 1], [0, 0, 0.5]]
@@ -132,9 +135,14 @@ def test_statistics_of_samples_by_hand(tmp_path):
         {
             "prompt_key": key,
             "prompt": key,
-            "completions": [{"ids": [0] * n, "text": str(n), "finished": n < 3} for n in lengths],
+            "completions": [{"ids": [0] * n, "text": text, "finished": n < 3} for n, text in zip(lengths, texts)],
         }
-        for key, lengths in (("a", (1, 2, 2)), ("b", (3, 2, 1)), ("b", (1, 1, 1)), ("c", (1, 1)))
+        for key, lengths, texts in (
+            ("a", (1, 2, 2), "xyz"),
+            ("b", (3, 2, 1), "321"),
+            ("b", (1, 1, 1), "111"),
+            ("c", (1, 1), "vw"),
+        )
     ]
     write_lines(iteration / "samples" / "00000.jsonl", rows)
     judged = [
@@ -145,12 +153,13 @@ def test_statistics_of_samples_by_hand(tmp_path):
     (tmp_path / "recipe.yaml").write_text("rule: sppo\niterations: 2\n")
     shards = load_run(tmp_path).iterations[0].shards
     np.testing.assert_allclose(shards.gaps, [0, 2 / 3, 2 / 3], atol=1e-15)  # a few roundings of numbers below 1
-    assert (shards.cyclic, shards.triples) == (1, 3)
+    assert (shards.cyclic, shards.triples) == (1, 2)
     assert (shards.judged, shards.abstained, shards.prompts) == (4, 1, 4)
     # Longer ones: of a, 2 over 1 and 3 over 1 win 0 and 1; of b, all three pairs are won.
     assert shards.longer_wins == pytest.approx((0.5 + 1) / 2, abs=1e-15)
     assert shards.asymmetry == pytest.approx(0.2, abs=1e-15)
     assert shards.tokens.tolist() == [1, 2, 2, 3, 2, 1, 1, 1, 1, 1, 1]
+    np.testing.assert_allclose(shards.prompt_tokens, [5 / 3, 2, 1, 1], atol=1e-15)
     assert shards.finished == 10 / 11
     assert (shards.examples[1].prompt, shards.examples[1].best, shards.examples[1].worst) == ("b", "3", "1")
 
@@ -175,11 +184,33 @@ def test_what_the_caption_says_of_five_samples_at_an_equilibrium():
     """All 3⁵ draws from the uniform policy on rock, paper, scissors, which has gap 0."""
     from itertools import product
 
-    from nashpo.figures.training_shards import game_gap
+    from nashpo.llm.response_games import sample_gap
 
     P = np.array([[0.5, 1, 0], [0, 0.5, 1], [1, 0, 0.5]])
-    mean = np.mean([game_gap(P[np.ix_(drawn, drawn)]) for drawn in product(range(3), repeat=5)])
+    mean = np.mean([sample_gap(P[np.ix_(drawn, drawn)]) for drawn in product(range(3), repeat=5)])
     assert mean == pytest.approx(29 / 81, abs=1e-12)  # rounding of 243 terms
+
+
+def test_of_one_prompt_there_is_no_interval():
+    from nashpo.figures.training_run import interval
+    from nashpo.llm.intervals import rate_interval
+
+    one, two = interval(rate_interval([0.7], seed=0)), interval(rate_interval([0.7, 0.7], seed=0))
+    assert one.mean == two.mean == 0.7
+    assert np.isnan([one.low, one.high]).all()
+    assert two.low < 0.7 < two.high
+
+
+def test_without_an_evaluation_the_samples_have_the_same_intervals(tmp_path):
+    """Gap and tokens of a run without evaluation, from its shards: per prompt, as the evaluation counts them."""
+    from nashpo.figures.training_facts import sample_gap, sample_tokens
+    from nashpo.llm.intervals import mean_interval, rate_interval
+
+    iteration = load_run(write_run(tmp_path / "run", done=1, evaluation=False)).iterations[0]
+    gap, tokens = rate_interval(iteration.shards.gaps, 0), mean_interval(iteration.shards.prompt_tokens, least=0)
+    assert (sample_gap(iteration).low, sample_gap(iteration).high) == (gap["low"], gap["high"])
+    assert (sample_tokens(iteration).low, sample_tokens(iteration).high) == (tokens["low"], tokens["high"])
+    assert tokens["prompts"] == iteration.shards.prompts > 1
 
 
 def test_more_prompts_than_are_read_is_said(tmp_path, monkeypatch):
