@@ -67,8 +67,11 @@ def record_steps(record: Record, steps: int) -> list[int]:
             raise ValueError(f"record = {record} must be at least 1: every k-th step is recorded")
         return sorted({*range(record, steps + 1, record), steps})
     wanted = sorted({index(s) for s in record})
-    if not wanted or wanted[0] < 1 or wanted[-1] > steps:
-        raise ValueError(f"record names steps outside 1 … {steps}")
+    if not wanted:
+        raise ValueError("record is empty: name at least one step")
+    if wanted[0] < 1 or wanted[-1] > steps:
+        wrong = wanted[0] if wanted[0] < 1 else wanted[-1]
+        raise ValueError(f"record names step {wrong}, outside 1 … {steps}")
     return wanted
 
 

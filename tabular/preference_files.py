@@ -22,6 +22,8 @@ from nashpo.tabular.raw_files import named
 __all__ = ["ReadReport", "from_arrays", "read_preferences"]
 
 _PARQUET = b"PAR1"
+_OTHER_KINDS = {b"PK\x03\x04": "a NumPy or zip archive", b"\x93NUM": "a NumPy array"}
+_TABLES = (".csv", ".tsv")
 
 
 def read_preferences(
@@ -52,15 +54,17 @@ def read_preferences(
     Raises
     ------
     ValueError
-        The file is not there, empty, truncated or damaged (after which line or row); columns that are unknown, missing
-        or contradictory; a line with other columns than the first; a cell of the wrong kind; a label outside [0, 1]; a
-        negative weight; no informative pair; every label ½; a table that is too large.
+        The file is not there, empty, of another kind (CSV, NumPy), truncated or damaged (after which line or row);
+        columns that are unknown, missing or contradictory; a line with other columns than the first; a cell of the
+        wrong kind; a label outside [0, 1]; a negative weight; no informative pair; every label ½; a table that is too
+        large.
     """
     with named(str(path)):
         with Path(path).open("rb") as file:
             start = file.read(4)
         if not start:
             raise ValueError("the file is empty: no preference pairs")
+        _refuse_other_kinds(Path(path), start)
         reader, unit = (parquet_rows, "row") if start == _PARQUET else (json_rows, "line")
         prompts, responses, counts = Codes(), Codes(), PairCounts()
         some = False
@@ -72,6 +76,18 @@ def read_preferences(
             raise ValueError("the file holds no preference pairs")
         prompt_texts, response_texts = list(prompts), list(responses)
         return counts.data(prompt_texts.__getitem__, response_texts.__getitem__, max_table_gib=max_table_gib)
+
+
+def _refuse_other_kinds(path: Path, start: bytes) -> None:
+    """Told by content; CSV, which has no sign of its own, by the name of a file that is no JSON."""
+    table = "a table of comma- or tab-separated values"
+    text = path.suffix.lower() in _TABLES and start.removeprefix(b"\xef\xbb\xbf").lstrip()[:1] not in (b"{", b"")
+    kind = _OTHER_KINDS.get(start, table if text else None)
+    if kind is not None:
+        raise ValueError(
+            f"is {kind}, and preference pairs are read from JSON lines (an object with prompt, chosen and rejected per"
+            " line) or Parquet; save them so. Win rates are a game: nashpo solve or play reads them"
+        )
 
 
 def _check_numbers(rows: Rows, unit: str) -> None:

@@ -17,9 +17,11 @@ from nashpo.core.cli import suggestion
 from nashpo.core.rules import RULES, Rule
 from nashpo.core.schedules import Coef, Power
 
+SCHEDULE = "power:SCALE,EXPONENT,SHIFT, which is SCALE/(t + SHIFT)^EXPONENT at t = 0, 1, ... (left out, both are 1)"
+"""A line of help for schedules."""
 HELP = {
     "eta": "step size, multiplies win rates: a number, 'tuned' (the minimizer of the rule's bound for these steps), or"
-    " power:SCALE,EXPONENT,SHIFT, which is SCALE/(t + SHIFT)^EXPONENT at t = 0, 1, ...",
+    f" {SCHEDULE}",
     "tau": "KL weight of the regularized game, > 0",
     "inner": "iterations between two moves of the reference",
     "variant": "form of the rule: two_sequences, one_step or leader",
@@ -181,15 +183,26 @@ def _whole(name: str, text: str) -> int:
         raise ValueError(f"{option(name)} is {text!r}, not a whole number") from None
 
 
-def _coefficient(name: str, text: str) -> Coef:
-    """A number, or a schedule ``power:SCALE,EXPONENT,SHIFT``."""
+def coefficient(name: str, text: str, word: str = TUNED) -> Coef:
+    """A number, or a schedule ``power:SCALE,EXPONENT,SHIFT``.
+
+    Parameters
+    ----------
+    name, text : str
+    word : str
+        What the command accepts instead, for the message.
+
+    Raises
+    ------
+    ValueError
+    """
     kind, colon, listed = text.partition(":")
     if not colon:
         try:
             float(text)
         except ValueError:
             raise ValueError(
-                f"{option(name)} is {text!r}; give a number, '{TUNED}', or power:SCALE,EXPONENT,SHIFT"
+                f"{option(name)} is {text!r}; give a number, '{word}', or power:SCALE,EXPONENT,SHIFT"
             ) from None
         return number(name, text)
     parts = listed.split(",")
@@ -205,7 +218,7 @@ READERS: dict[Any, Callable[[str, str], Any]] = {
     float: number,
     int: _whole,
     str: lambda name, text: text.replace("-", "_"),
-    Coef: _coefficient,
+    Coef: coefficient,
 }
 """How the text of a hyperparameter is read, by the type of its annotation."""
 

@@ -35,7 +35,7 @@ def game_from_spec(text: str) -> Game:
         raise ValueError(f"unknown family of games {name.strip()!r}; {_nearest(key, list(FAMILIES))}")
     family = FAMILIES[key]
     arguments: dict[str, Any] = {}
-    for part in filter(None, (part.strip() for part in listed.split(","))):
+    for part in arguments_of(text, _example(family)):
         argument, equals, value = (piece.strip() for piece in part.partition("="))
         if not equals or not value:
             raise ValueError(f"{part!r} is not KEY=VALUE; write for example {_example(family)}")
@@ -50,6 +50,27 @@ def game_from_spec(text: str) -> Game:
         return family.make(**arguments)
     except ValueError as error:
         raise ValueError(f"{key}: {error}") from None
+
+
+def arguments_of(text: str, example: str) -> list[str]:
+    """The parts between the commas behind the colon of ``NAME:KEY=VALUE,...``; none where there is no colon.
+
+    Parameters
+    ----------
+    text, example : str
+        The example is for the message.
+
+    Raises
+    ------
+    ValueError
+        Nothing stands before, between or behind the commas, or behind the colon.
+    """
+    _, colon, listed = text.partition(":")
+    parts = [part.strip() for part in listed.split(",")] if colon else []
+    if not all(parts):
+        place = "behind the colon" if len(parts) == 1 else f"at comma {max(parts.index(''), 1)}"
+        raise ValueError(f"{text!r} has no KEY=VALUE {place}; write for example {example}")
+    return parts
 
 
 def is_spec(text: str) -> bool:

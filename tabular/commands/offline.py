@@ -50,7 +50,7 @@ from nashpo.tabular.data_policies import reference_on
 from nashpo.tabular.instances import INSTANCES
 from nashpo.tabular.play import DEFAULT_STEPS
 from nashpo.tabular.reward_model import check_reward
-from nashpo.tabular.rule_arguments import HELP, all_hyperparameters, option
+from nashpo.tabular.rule_arguments import HELP, SCHEDULE, all_hyperparameters, option
 
 SAVED_KINDS = (".npz", ".jsonl")
 BY_PAIRS = "responses, by the number of pairs that they are in"
@@ -81,7 +81,9 @@ def parser() -> Parser:
         "--lam", metavar="VALUE", help=f"weight of the data, >= 0, or {AUTO}: √(C N), C = {COVERAGE:g} (the default)"
     )
     rule.add_argument(
-        "--eta", metavar="VALUE", help=f"step size, or {AUTO}: √(8D/T)/R for spac, else the rule's own (the default)"
+        "--eta",
+        metavar="VALUE",
+        help=f"step size: a number, {AUTO} (the default: √(8D/T)/R for spac, else the rule's own), or {SCHEDULE}",
     )
     rule.add_argument("--R", metavar="VALUE", help="largest reward, > 0 (default: 3; an instance's own; 6 when judged)")
     rule.add_argument(

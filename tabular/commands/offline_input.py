@@ -21,8 +21,10 @@ from nashpo.tabular.pair_counts import ReadReport
 from nashpo.tabular.preference_files import read_preferences
 from nashpo.tabular.preferences import PreferenceData
 from nashpo.tabular.raw_files import named
+from nashpo.tabular.specs import arguments_of
 
 DEFAULT_N = 1600
+EXAMPLE = "rare-arms:N=1600,seed=0"
 _SUM_TOLERANCE = 1e-6
 
 
@@ -122,7 +124,7 @@ def instance_from_spec(text: str) -> tuple[OfflineInstance, int, int]:
     ValueError
         Unknown instance or argument, a value of the wrong kind, or one that the generator refuses.
     """
-    name, _, listed = text.partition(":")
+    name = text.partition(":")[0]
     if _key(name) not in INSTANCES:
         known = [key.replace("_", "-") for key in INSTANCES]
         raise ValueError(f"{text!r} is no file and no instance; {suggestion(name.strip(), known, 'the instances are')}")
@@ -131,10 +133,10 @@ def instance_from_spec(text: str) -> tuple[OfflineInstance, int, int]:
     kinds: dict[str, type] = {k: float if isinstance(v, float) else int for k, v in accepted.items()}
     kinds |= {"N": int, "seed": int}
     given: dict[str, Any] = {"N": DEFAULT_N, "seed": 0}
-    for part in filter(None, (part.strip() for part in listed.split(","))):
+    for part in arguments_of(text, EXAMPLE):
         argument, equals, value = (piece.strip() for piece in part.partition("="))
         if not equals:
-            raise ValueError(f"{part!r} is not KEY=VALUE; write for example rare-arms:N=1600,seed=0")
+            raise ValueError(f"{part!r} is not KEY=VALUE; write for example {EXAMPLE}")
         if argument not in kinds:
             raise ValueError(f"{name} has no argument {argument!r}; {suggestion(argument, kinds)}")
         try:

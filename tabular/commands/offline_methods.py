@@ -6,23 +6,26 @@ Shapes: policies (*batch_shape, n), prompts first; ``N`` and certificates are on
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 
 from nashpo.core.cli import suggestion
 from nashpo.core.rules import IPO, RULES, SPAC, Rule
+from nashpo.core.schedules import Coef
 from nashpo.core.theorems import Iterate, Setting, mwu_tuned_eta
 from nashpo.tabular.baselines import BASELINES, Choices, ipo
 from nashpo.tabular.data_policies import reference_on
 from nashpo.tabular.offline import play_offline
 from nashpo.tabular.preferences import PreferenceData
-from nashpo.tabular.rule_arguments import READERS, given_hyperparameters, hyperparameters, option, required
+from nashpo.tabular.rule_arguments import READERS, coefficient, given_hyperparameters, hyperparameters, option, required
 
 RULES_ON_DATA: dict[str, type[Rule]] = {SPAC.name: SPAC} | RULES
 """Every rule can be played on data: critics, rewards and win rates are all answered by them."""
 
 AUTO = "auto"
+_READERS = READERS | {Coef: partial(coefficient, word=AUTO)}
 COVERAGE = 4.0
 """C of ``--lam auto``, √(C·N): twice the coverage 2 of a response that half of all places in pairs show."""
 DEFAULT_R = 3.0
@@ -184,7 +187,7 @@ def rule_for(
     known = hyperparameters(kind)
     values: dict[str, Any] = {"R": settings.R, "tau": settings.tau}
     values = {k: v for k, v in values.items() if k in known}
-    values |= {k: READERS[known[k]](k, text) for k, text in texts.items() if text != AUTO and k not in values}
+    values |= {k: _READERS[known[k]](k, text) for k, text in texts.items() if text != AUTO and k not in values}
     wrong = [k for k, text in texts.items() if text == AUTO and k not in ("eta", "lam")]
     if wrong:
         raise ValueError(f"{option(wrong[0])} cannot be '{AUTO}': give a value")

@@ -158,7 +158,10 @@ def record_from(text: str, steps: int) -> Record:
             record = [int(part) for part in text.split(",")]
         except ValueError:
             raise ValueError(f"--record {text}: a list holds whole numbers, such as 1,10,100") from None
-    record_steps(record, steps)
+    try:
+        record_steps(record, steps)
+    except ValueError as error:
+        raise ValueError(f"--record {text}: {error}") from None
     return record
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fnmatch
 import shlex
 import sys
 import time
@@ -23,7 +24,12 @@ def parser() -> Parser:
         "nashpo verify --json - --no-report",
     )
     made.add_argument("--quick", action="store_true", help="fewer and shorter games")
-    made.add_argument("--claim", metavar="ID", action="append", help="check only this claim (may be given repeatedly)")
+    made.add_argument(
+        "--claim",
+        metavar="ID",
+        action="append",
+        help="check only this claim, or all that a pattern such as 'multiturn.*' names (may be repeated)",
+    )
     made.add_argument(
         "--out", metavar="DIR", default=DEFAULT_OUT, help="folder for results and report (default: ./%(default)s)"
     )
@@ -47,7 +53,8 @@ def main(argv: list[str]) -> int:
     from nashpo.tabular.claims import CLAIMS, run_claims
     from nashpo.tabular.commands import verify_records as records
 
-    wanted = [CLAIMS[name] for name in dict.fromkeys(known(name, CLAIMS) for name in options.claim or CLAIMS)]
+    named = (name for pattern in options.claim or CLAIMS for name in known(pattern, CLAIMS))
+    wanted = [CLAIMS[name] for name in dict.fromkeys(named)]
     target = None if options.json in (None, "-") else writable(options.json)
     directory = writable_folder(options.out)
 
@@ -79,17 +86,18 @@ def main(argv: list[str]) -> int:
     return GOOD if all(result.holds for result in verification.results) else FAILED
 
 
-def known(name: str, claims: dict[str, Any]) -> str:
-    """The id of a claim.
+def known(pattern: str, claims: dict[str, Any]) -> list[str]:
+    """The ids that a pattern names (``*`` and ``?`` as in a shell), in the order of the claims.
 
     Raises
     ------
     ValueError
-        Where there is no such claim; names the nearest.
+        Where there is none; names the nearest claim.
     """
-    if name not in claims:
-        raise ValueError(f"unknown claim {name!r}; {suggestion(name, claims, 'the claims are')}")
-    return name
+    found = fnmatch.filter(claims, pattern)
+    if not found:
+        raise ValueError(f"unknown claim {pattern!r}; {suggestion(pattern, claims, 'the claims are')}")
+    return found
 
 
 def text(verification: Any, about: dict[str, Any]) -> str:

@@ -2,7 +2,8 @@
 
 import gzip
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -333,6 +334,14 @@ def test_alpacaeval(capsys: Capture) -> None:
 # Bad input.
 
 TIES = [pair("p", "a", "a")] * 3
+
+
+def _numpy(save: Callable[[BytesIO, np.ndarray], None]) -> bytes:
+    file = BytesIO()
+    save(file, np.eye(2))
+    return file.getvalue()
+
+
 BAD_FILES: dict[str, tuple[Any, str]] = {
     "ties.jsonl": (lines(TIES), "no informative pair"),
     "half.jsonl": (lines([pair("p", "a", "b", label=0.5)] * 3), "every label is 1/2"),
@@ -344,12 +353,21 @@ BAD_FILES: dict[str, tuple[Any, str]] = {
     "unknown.jsonl": (lines([pair("p", "a", "b", lable=1)]), "'lable'"),
     "columns.jsonl": (lines([{"question": "p", "answer": "a"}]), "expected prompt, chosen, rejected"),
     "text.jsonl": ("this is no JSON\n", "line 1 is not JSON"),
+    "table.csv": ("prompt,chosen,rejected\np,a,b\n", "is a table of comma- or tab-separated values, and preference"),
+    "table.tsv": ("prompt\tchosen\trejected\np\ta\tb\n", "save them so"),
+    "arrays.npz": (_numpy(np.savez), "is a NumPy or zip archive, and preference pairs are read from JSON lines"),
+    "array.npy": (_numpy(np.save), "is a NumPy array, and preference pairs are read from JSON lines"),
     "empty.jsonl": ("", "empty"),
     "cut.jsonl.gz": (gzip.compress(lines(ONE * 200).encode())[:-30], "truncated after line"),
     "nowhere.jsonl": (None, "nowhere.jsonl: no such file"),
     "half_judged.jsonl": (lines([{"prompt": "p", "responses": {"m": {"p_beats_baseline": 2}}}]), "outside [0, 1]"),
     "cut_judged.jsonl.gz": (gzip.compress(lines(JUDGED * 300).encode())[:-50], "truncated after line"),
 }
+
+
+def test_content_tells_the_kind_of_a_file_and_not_its_name(capsys: Capture) -> None:
+    put("pairs.csv", lines(ONE))
+    printed(capsys, "pairs.csv", "--steps", "2", "--baselines", "none")
 
 
 @pytest.mark.parametrize("name", BAD_FILES)
@@ -381,7 +399,9 @@ def test_a_truncated_parquet_is_refused(capsys: Capture) -> None:
         (["judged.jsonl", "--R", "0"], "--R 0 must be > 0"),
         (["judged.jsonl", "--temperature", "0"], "--temperature 0 must be"),
         (["one.jsonl", "--lam", "-1"], "lam = -1 must be >= 0"),
-        (["one.jsonl", "--lam", "much"], "--lam is 'much'"),
+        (["one.jsonl", "--lam", "much"], "--lam is 'much'; give a number, 'auto', or power:SCALE,EXPONENT,SHIFT"),
+        (["one.jsonl", "--eta", "tuned"], "--eta is 'tuned'; give a number, 'auto', or power:SCALE,EXPONENT,SHIFT"),
+        (["judged.jsonl", "--eta", "tuned"], "--eta is 'tuned'; give a number, 'auto', or power:"),
         (["one.jsonl", "--eta", "0"], "eta = 0 must be > 0"),
         (["one.jsonl", "--tau", "0"], "--tau 0 must be > 0"),
         (["one.jsonl", "--rule", "spca"], "unknown rule 'spca'; did you mean 'spac'?"),
@@ -411,6 +431,8 @@ def test_a_truncated_parquet_is_refused(capsys: Capture) -> None:
         (["rare-arms:N=many"], "N is 'many', but must be a whole number"),
         (["rare-arms:M=3"], "no argument 'M'"),
         (["rare-arms:N"], "'N' is not KEY=VALUE"),
+        (["rare-arms:N=100,,"], "'rare-arms:N=100,,' has no KEY=VALUE at comma 1; write for example rare-arms:N=1600"),
+        (["rare-arms:"], "'rare-arms:' has no KEY=VALUE behind the colon"),
         (["rare-arms:N=5"], "rare-arms: N = 5 must be larger than rare = 6"),
         (["misspecified:N=0"], "N = 0"),
         (["rare-arms:seed=-1"], "seed is -1"),
@@ -453,3 +475,6 @@ def test_help_has_examples(capsys: Capture) -> None:
     shown = printed(capsys, "--help")
     assert "nashpo offline judged_responses.jsonl.gz" in shown
     assert "√(C N)" in shown
+    words = " ".join(shown.split())
+    assert "--eta VALUE step size: a number, auto (the default: √(8D/T)/R for spac, else the rule's own), or" in words
+    assert "power:SCALE,EXPONENT,SHIFT, which is SCALE/(t + SHIFT)^EXPONENT at t = 0, 1, ..." in words

@@ -16,6 +16,7 @@ from nashpo.tabular import claims
 from nashpo.tabular.claims import CLAIMS, Result, run_claims
 from nashpo.tabular.claims.claim import Interval, Tally
 from nashpo.tabular.commands import verify_records
+from nashpo.tabular.commands.verify import known
 
 FEW = ("--claim", "sppo.tuned-gap", "--claim", "losses.labelled-pairs")
 KEYS = {
@@ -198,3 +199,10 @@ def test_the_table_of_a_run(tmp_path: Path) -> None:
     assert "±" in identity
     assert verify_records.record(found.results[1])["worst_slack"] is None
     assert verify_records.record(found.results[0])["error"] is None
+
+
+def test_a_pattern_names_claims_in_their_order() -> None:
+    assert known("multiturn.mtpo-*", CLAIMS) == [name for name in CLAIMS if name.startswith("multiturn.mtpo-")]
+    assert known("game.gap-is-regret", CLAIMS) == ["game.gap-is-regret"]
+    with pytest.raises(ValueError, match=r"unknown claim 'multitrun\.\*'"):
+        known("multitrun.*", CLAIMS)
