@@ -74,11 +74,12 @@ def describe(batch: Batch, loss: Tensor, beta: float, job: Job, samples: Tensor)
 
     ``rewards/*`` are β times the log-ratio to the stage's base. ``theory/kl_reference`` and ``theory/kl_last_iterate``
     are Σ_y w_y log π_i(y)/π_θ(y) over the stage's responses: an unbiased estimate of KL(π_i ‖ π_θ) where the responses
-    were drawn from π_i, and a log-ratio on the data otherwise. Where payoffs have values and are no mere labels,
-    ``theory/regression_residual`` is Σ_y w_y (log-ratio − target)² and ``theory/regression_residual_centred`` its part
-    that no log Z can explain. Of a stage with one payoff of weight η, ``theory/effective_step`` is η, or η (K − 1)/K
-    under self-comparison; if it is a win rate, ``theory/loss_in_payoffs`` is the loss over η² and ``theory/win_rate_*``
-    are those of chosen and rejected.
+    were drawn from π_i, and a log-ratio on the data otherwise. Where the loss reads the best and the worst alone, the
+    stage's responses are these two (`nashpo.llm.preferences.PreparedData.extremes`): data, and no draws. Where payoffs
+    have values and are no mere labels, ``theory/regression_residual`` is Σ_y w_y (log-ratio − target)² and
+    ``theory/regression_residual_centred`` its part that no log Z can explain. Of a stage with one payoff of weight η,
+    ``theory/effective_step`` is η, or η (K − 1)/K under self-comparison; if it is a win rate,
+    ``theory/loss_in_payoffs`` is the loss over η² and ``theory/win_rate_*`` are those of chosen and rejected.
 
     Parameters
     ----------

@@ -385,3 +385,14 @@ class SPACPractical:
 
         values = _expected(loss, left, right, won)
         return values.flatten(1), (chosen.weight[:, :, None] * own[:, None, :]).flatten(1)
+
+
+def reads_extremes(objective: Objective) -> bool:
+    """Whether a loss reads nothing but the best and the worst response of each prompt.
+
+    The losses on pairs do with `BestWorst`, and so does SPPO's with the constant for log Z. An estimated log Z is made
+    of all responses, SPAC's loss reads the generated ones beside the pair, and what another class reads is not known.
+    """
+    if type(objective) is Pointwise:
+        return type(objective.normalizer) is Half and type(objective.pairs) is BestWorst
+    return type(objective) in (Pairwise, Labelled, Logistic) and type(getattr(objective, "pairs", None)) is BestWorst

@@ -224,6 +224,25 @@ class PreparedData(PreferenceData):
             )
         return self._stage
 
+    def extremes(self) -> "PreparedData":
+        """The same rows with ``best`` and ``worst`` alone, for a loss that reads no other response.
+
+        Which losses do is said by `nashpo.llm.objectives.reads_extremes`: loss, gradient and the metrics of chosen and
+        rejected are unchanged. The two weigh ½ each; one that is both, where nothing tells responses apart, weighs 1.
+        """
+        pairs = list(zip(self.best.tolist(), self.worst.tolist(), strict=True))
+        places = [sorted({best, worst}) for best, worst in pairs]
+        weights = [torch.full((len(row),), 1 / len(row), dtype=torch.float64) for row in places]
+        stage = self._stage.picked(places, weights)
+        grid = torch.tensor([(row[0], row[-1]) for row in places])[:, : stage.target.shape[1]]
+        exists = stage.responses.weights > 0
+        known = {name: torch.where(exists, x.gather(1, grid), 0.0) for name, x in self.known.items()}
+        found = PreparedData(stage, self.samples, self.report, known)
+        # Of rows that tie they were told by who wins among all K, which two of them may not show.
+        found.best = torch.tensor([row.index(best) for row, (best, _) in zip(places, pairs, strict=True)])
+        found.worst = torch.tensor([row.index(worst) for row, (_, worst) in zip(places, pairs, strict=True)])
+        return found
+
 
 def _weighted(step: float | None) -> str:
     return "several payoffs" if step is None else f"one payoff of weight {step:g}"

@@ -233,6 +233,27 @@ class StageData:
             data = replace(data, preferred=first.preferred, generated=first.generated, step=terms[0][0])
         return data
 
+    def picked(self, places: Sequence[Sequence[int]], weights: Sequence[Tensor]) -> "StageData":
+        """The same prompts with some of their responses, which weigh what is given.
+
+        Parameters
+        ----------
+        places : sequence of B sequences of int
+            Which responses of each prompt, in their new order; at least one.
+        weights : sequence of B tensors
+            One number per response that is kept; they add up to 1.
+        """
+        old, pad = self.responses, torch.nn.utils.rnn.pad_sequence
+        grid = pad([torch.tensor(row) for row in places], batch_first=True)
+        exists = pad([torch.ones(len(row), dtype=torch.bool) for row in places], batch_first=True)
+        rows = tuple(tuple(row[i] for i in chosen) for row, chosen in zip(old.sequences, places, strict=True))
+        responses = Responses(rows, pad(list(weights), batch_first=True), old.enumerated, old.names)
+        target, generated = (
+            None if x is None else torch.where(exists, x.gather(1, grid), 0.0) for x in (self.target, self.generated)
+        )
+        assert target is not None
+        return StageData(responses, target, _among(self.preferred, grid, exists), generated, self.step)
+
     @classmethod
     def from_pairs(
         cls, chosen: Sequence[Scored], rejected: Sequence[Scored], step: float, names: Sequence[str] = ()
@@ -247,3 +268,13 @@ class StageData:
         preferred = torch.tensor([[0.5, 1.0], [0.0, 0.5]], dtype=torch.float64).expand(count, 2, 2)
         responses = Responses.drawn(list(zip(chosen, rejected, strict=True)), names)
         return cls(responses, step * (preferred.mean(-1) - 0.5), preferred, step=step)
+
+
+def _among(preferred: Tensor | None, grid: Tensor, exists: Tensor) -> Tensor | None:
+    """(B, K, K) at the places (B, M): (B, M, M), ½ where there is nothing."""
+    if preferred is None:
+        return None
+    K, M = preferred.shape[-1], grid.shape[-1]
+    lines = preferred.gather(1, grid[:, :, None].expand(-1, -1, K))
+    found = lines.gather(2, grid[:, None, :].expand(-1, M, -1))
+    return torch.where(exists[:, :, None] & exists[:, None, :], found, 0.5)

@@ -170,7 +170,7 @@ def savings(efficiency: Efficiency) -> str:
         rows.append((title, f"{found:.1f}", f"{found / base:.2f}"))
     base = 0.0
     for K in (5, 2, 8):
-        found = gpu_hours(phases(replace(SPPO, K=K, iterations=1), efficiency), SPPO.gpus)
+        found = gpu_hours(phases(replace(SPPO, K=K), efficiency), SPPO.gpus) / SPPO.iterations
         base = base or found
         rows.append((f"{'SPPO, whole iteration: ' if K == 5 else '… '}K = {K}", f"{found:.1f}", f"{found / base:.2f}"))
     return table(["choice", "GPU-hours per iteration", "ratio"], rows)

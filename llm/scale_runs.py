@@ -47,11 +47,12 @@ class Run:
     gpus : int
     prompts, iterations, K : int
     trained : int
-        Responses per prompt that enter the loss.
+        Responses per prompt that the loss reads: no others go through the model.
     stages : int
         Fits per iteration.
     scored : int
-        Policies per iteration whose log-probabilities of all responses are computed.
+        Policies per iteration whose log-probabilities are computed; one fewer in the first, where the policy that the
+        run starts from is the reference.
     fit : Fit
     sampler : Sampler
     lengths : Lengths
@@ -88,12 +89,12 @@ class Run:
 def phases(run: Run, efficiency: Efficiency | None = None) -> list[Phase]:
     """All iterations of a run, one entry per phase."""
     cluster = Cluster(run.hardware, run.gpus, efficiency or Efficiency())
-    whole = run.batch(run.K)
+    read = run.batch(run.trained)
     one = [
         sampling(run.shape, run.lengths, run.prompts, run.K, cluster, run.sampler),
         judging(run.judge, run.lengths, run.prompts * run.asked(), cluster),
-        scoring(run.shape, whole, cluster).times(run.scored),
-        training(run.shape, run.batch(run.trained), run.fit, cluster).times(run.stages),
+        scoring(run.shape, read, cluster).times(run.scored - 1 / run.iterations),
+        training(run.shape, read, run.fit, cluster).times(run.stages),
         exchange(run.shape),
     ]
     return [phase.times(run.iterations) for phase in one]
@@ -107,7 +108,7 @@ ONPO = Run(
     HARDWARE["a100-40"],
     K=8,
     stages=2,
-    scored=4,
+    scored=3,
     fit=Fit(states=8, micro=4096, updates=20_000 / 128),
 )
 SPPO_70B = replace(

@@ -25,11 +25,13 @@ class Ask:
 
 @dataclass(frozen=True)
 class Fit:
-    """One stage that is trained, and the policies that it is compared with."""
+    """One stage that is trained: the policies that it is compared with, whose responses it is on, what it is told."""
 
     writes: str
     base: tuple[str, ...]
     lasting: bool
+    on: str
+    answers: tuple[str, ...]
 
 
 @dataclass
@@ -94,7 +96,8 @@ class _Counting:
         names = [name for _, name in base]
         if not terms:
             return names[0] if len(names) == 1 else f"mixture({', '.join(names)})"
-        self.work[-1].fits.append(Fit(writes, tuple(names), writes in self._slots))
+        answers = tuple(term.answer for term in terms)
+        self.work[-1].fits.append(Fit(writes, tuple(names), writes in self._slots, on, answers))
         return f"{writes}@{len(self.work)}"
 
     def forget(self, state: State) -> None:

@@ -136,6 +136,26 @@ def check(spec: ObjectiveSpec, rule: "Rule", iterations: int) -> None:
                     raise ValueError(f"objective: {error}") from None
 
 
+def only_extremes(spec: ObjectiveSpec, rule: "Rule", iterations: int) -> bool:
+    """Whether the losses of all stages read nothing but the best and the worst response.
+
+    Raises
+    ------
+    ValueError
+        If a loss is wrong for a stage.
+    """
+    from nashpo.llm.objectives import reads_extremes
+    from nashpo.llm.stages import Job
+
+    form = rule.form()
+    return all(
+        reads_extremes(spec.build(rule, Job(form, stage, (), payoffs)))
+        for t in range(iterations)
+        for stage in form.stages
+        if (payoffs := tuple((b, payoff) for payoff, b in stage.payoffs_at(t)))
+    )
+
+
 OBJECTIVES: dict[str, type[ObjectiveSpec]] = {
     "default": Default,
     "pointwise": PointwiseSpec,

@@ -12,7 +12,7 @@ from typing import Any
 from nashpo.llm.flops import SHAPES, Batch, Shape, packed, padded, shape_of, shared
 from nashpo.llm.hardware import Cluster, hardware, recognized
 from nashpo.llm.lengths import Lengths, capped
-from nashpo.llm.recipe import conversations, footprint
+from nashpo.llm.recipe import conversations, counting, footprint, objectives
 from nashpo.llm.recipe.counting import Work, updates
 from nashpo.llm.recipe.footprint import Size
 from nashpo.llm.recipe.schema import ModelSpec, Recipe
@@ -146,15 +146,30 @@ def _phases(
     if tree.rows == 1:
         batch = _batch(recipe, shape, whole, responses_read(recipe)).times(prompts)
     else:
-        by_turn = zip(turns, tree.draws)
-        batch = sum((_batch(recipe, shape, read, each).times(prompts * n) for read, (n, each) in by_turn), Batch())
+        most, by_turn = responses_read(recipe), zip(turns, tree.draws)
+        parts = (_batch(recipe, shape, read, min(each, most)).times(prompts * n) for read, (n, each) in by_turn)
+        batch = sum(parts, Batch())
     epochs = float(recipe.training.get("num_train_epochs", 3.0))
+    before: set[tuple[str, str]] = set()
     for one in todo.fits:
-        scored = {"reference", *(policy.replace("start", "reference") for policy in one.base)}
-        found.append(scoring(shape, batch, cluster).times(len(scored)))
+        scored = _scored(recipe, one)
+        found.append(scoring(shape, batch, cluster).times(len(scored - before)))
+        before |= scored
         fit = fit_of(recipe, size, updates(prompts * tree.rows, recipe.training))
         found.append(training(shape, batch.times(epochs), fit, cluster))
     return [*found, exchange(shape)]
+
+
+def _scored(recipe: Recipe, fit: counting.Fit) -> set[tuple[str, str]]:
+    """The policies whose log-probabilities a stage needs, and of which responses: what another stage of the iteration
+    has of both need not be computed again."""
+    read = fit.on
+    if objectives.only_extremes(recipe.objective, recipe.rule, recipe.iterations.count):
+        read += f", the best and the worst by {fit.answers}"
+    names = {"reference", *fit.base}
+    if recipe.reference is None:
+        names = {name.replace("start", "reference") for name in names}
+    return {(name, read) for name in names}
 
 
 def _batch(recipe: Recipe, shape: Shape, lengths: Lengths, responses: int) -> Batch:
@@ -203,15 +218,16 @@ def longest(recipe: Recipe) -> int:
 
 
 def responses_read(recipe: Recipe) -> int:
-    """Responses per row that go through the model in training: all of them, whichever of them the loss chooses.
+    """Responses per row that go through the model in scoring and training: two where the loss reads the best and the
+    worst alone, otherwise all of them.
 
     Where every turn takes the step by itself, those of the widest state.
     """
     if recipe.sampling is None:
         return 2
-    if recipe.conversation is not None:
-        return max(each for _, each in conversations.tree(recipe).draws)
-    return recipe.sampling.K + (2 if recipe.pairs is not None else 0)
+    most = max(each for _, each in conversations.tree(recipe).draws) + (2 if recipe.pairs is not None else 0)
+    few = objectives.only_extremes(recipe.objective, recipe.rule, recipe.iterations.count)
+    return min(most, 2) if few else most
 
 
 def _sampler(sampling: Any) -> Sampler:

@@ -19,7 +19,7 @@ from nashpo.llm.recipe.counting import work
 from nashpo.llm.recipe.footprint import Size
 from nashpo.llm.recipe.needs import needs
 from nashpo.llm.recipe.schema import ModelSpec, Recipe, load_recipe
-from nashpo.llm.scale import training
+from nashpo.llm.scale import scoring, training
 from nashpo.llm.scale_memory import training_memory
 from nashpo.llm.scale_runs import ASSUMED
 from nashpo.llm.scale_sampling import Sampler, sampling
@@ -86,19 +86,21 @@ def test_times_are_the_models(sized: Callable[[str], tuple[str, Size]]) -> None:
     shape = SHAPES["mistral-7b"]
     recipe = load_recipe("sppo-mistral-7b", [f"model.path={folder}"])
     found = predicted(recipe, size)
-    # Of the longest responses: the recipe's shards of 64 prompts, all 5 responses in every training batch.
+    # Of the longest responses: the recipe's shards of 64 prompts, the best and the worst in every training batch.
     lengths = Lengths(ASSUMED.prompts, (2048.0,))
     drawn = sampling(shape, lengths, 20_000, 5, H200, Sampler(call=64))
     assert found.seconds["sampling"][1] == pytest.approx(3 * drawn.seconds)
-    batch = shared(shape, lengths.rows(200, 5)).times(100)
+    batch = shared(shape, lengths.rows(200, 2)).times(100)
     fit = timing.fit_of(recipe, size, 313)
     assert (fit.weight, fit.gradient, fit.states, fit.autocast) == (4, 4, 4, True)
     assert found.seconds["training"][1] == pytest.approx(3 * training(shape, batch, fit, H200).seconds)
+    # The first iteration's start is the reference, the second and the third score two policies.
+    assert found.seconds["log-probabilities"][1] == pytest.approx(5 * scoring(shape, batch, H200).seconds)
     assert found.seconds["in all"][0] == pytest.approx(sum(a for k, (a, _) in found.seconds.items() if k != "in all"))
     assert "responses of 480 tokens in the mean (all of 2,048); without evaluation" in found.told
     apart = load_recipe("sppo-mistral-7b", [f"model.path={folder}", "training.share_prefix=false"])
     ratio = predicted(apart, size).seconds["training"][0] / found.seconds["training"][0]
-    rows = Lengths(ASSUMED.prompts, capped(ASSUMED.responses, 2048)).rows(200, 5)
+    rows = Lengths(ASSUMED.prompts, capped(ASSUMED.responses, 2048)).rows(200, 2)
     assert ratio == pytest.approx(packed(shape, rows).tokens / shared(shape, rows).tokens, rel=0.02)
 
 
@@ -116,6 +118,29 @@ def test_settings_change_the_times(sized: Callable[[str], tuple[str, Size]]) -> 
     assert seconds("training.num_train_epochs=2")["training"] == pytest.approx(2 * base["training"], rel=0.01)
     assert "judging" not in seconds("judge={kind: function, function: 'json:loads'}")
     assert seconds(gpus=8)["in all"] < base["in all"] / 6
+
+
+def test_policies_are_scored_once(sized: Callable[[str], tuple[str, Size]]) -> None:
+    """Passes in units of one: ONPO's second stage takes the reference from the first, EGPO's has other responses."""
+    folder, size = sized("mistral")
+
+    def seconds(*changes: str) -> float:
+        recipe = load_recipe("sppo-mistral-7b", [f"model.path={folder}", *changes])
+        return predicted(recipe, size).seconds["log-probabilities"][0]
+
+    one = seconds("iterations.count=1")
+    assert seconds("rule={name: onpo, eta: 1}", "objective=pairwise") == pytest.approx(
+        (2 + 3 + 3) / 5 * seconds("objective=pairwise")
+    )
+    for rule, passes in (
+        ("onpo, eta: 1", 2 + 3 + 3),
+        ("egpo, eta: 1, tau: 0.1", 2 + 4 + 4),
+        ("sppo, eta: 1", 1 + 2 + 2),
+    ):
+        found = seconds(f"rule={{name: {rule}}}", "objective={name: pairwise, pairs: best_worst}")
+        assert found == pytest.approx(passes * one), rule
+    other = seconds("reference.path=another", "iterations.count=1")
+    assert other == pytest.approx(2 * one)  # the start is not the reference
 
 
 def test_what_cannot_be_predicted_is_said(sized: Callable[[str], tuple[str, Size]]) -> None:
@@ -138,11 +163,13 @@ def test_memory_of_a_plan_is_the_models(sized: Callable[[str], tuple[str, Size]]
         recipe = load_recipe("sppo-llama3-8b", [f"model.path={folder}", *changes])
         own = footprint.measure(recipe.model)
         tokens = outlook.micro_batch(recipe, 160)
-        assert tokens == 4 * (160 + 5 * 2048)
+        assert tokens == 4 * (160 + 2 * 2048)
         parts = training_memory(SHAPES["llama-3-8b"], timing.fit_of(recipe, own, 1, tokens))
         states = parts["weights"] + parts["gradients"] + parts["optimizer states"]
         assert states == weights * size.parameters
-        assert parts["activations"] > 5 * parts["output head"]
+        assert parts["activations"] > 3 * parts["output head"]
+    every = load_recipe("sppo-llama3-8b", [f"model.path={folder}", "objective.pairs=all"])
+    assert outlook.micro_batch(every, 160) == 4 * (160 + 5 * 2048)
 
 
 def test_the_gpu_is_found_or_assumed(monkeypatch: pytest.MonkeyPatch) -> None:
