@@ -133,7 +133,11 @@ class State:
         return Responses.drawn(rows, names)
 
     def answer(self, prompts: Sequence[Prompt], samples: Samples, wins: Tensor, own: bool) -> Answer:
-        """Estimates of Q − ½, and who beat whom: the mean over the leaves below both; NaN where a comparison lacks."""
+        """Estimates of Q − ½, and who beat whom: the mean over the leaves below both; NaN where a comparison lacks.
+
+        Who beat whom is the payoff at the prompt alone. At a later state it says which answer goes on better from there
+        against the others there: right for losses on rewards, and no estimate of Q.
+        """
         responses = self.responses(prompts, samples)
         values, preferred = [], []
         for row, won in zip(samples, wins, strict=True):

@@ -21,7 +21,7 @@ from math import prod
 from typing import Any
 
 from nashpo.llm.conversation.turns import TurnWriter
-from nashpo.llm.conversation.user import Dialogue, User
+from nashpo.llm.conversation.user import Dialogue, Text, User
 from nashpo.llm.engines.engine import Completion, Engine, Keeping, PolicySource
 from nashpo.llm.prompts import Prompt
 from nashpo.llm.transcript import Message, transcript
@@ -56,16 +56,22 @@ class Limits:
 
 @dataclass(frozen=True)
 class _Node:
-    """A conversation up to and with an answer."""
+    """A conversation up to and with an answer; ``before`` is what an engine of text read before that answer."""
 
     place: int
     prompt: Prompt
     path: tuple[int, ...]
+    before: Text
     ids: tuple[int, ...]
     mask: tuple[int, ...]
     turns: tuple[Message, ...]
     finished: bool
     retokenized: bool
+
+    @property
+    def end(self) -> int | None:
+        """The end token that the answer was drawn with."""
+        return self.ids[-1] if self.finished else None
 
     def key(self, *more: int | str) -> str:
         """Of this conversation, or of a draw behind it."""
@@ -162,6 +168,8 @@ class ConversationEngine:
         with _keeping(self.inner):
             nodes = self._first(policy, prompts, seed)
             for depth in range(1, len(self.draws)):
+                if not nodes:
+                    break
                 nodes, ended = self._next(policy, nodes, depth, seed)
                 for node in ended:
                     leaves[node.place] |= self._leaves(node)
@@ -173,9 +181,16 @@ class ConversationEngine:
         rows = [(place, prompt, k) for place, prompt in enumerate(prompts) for k in range(self.draws[0])]
         asked = [Prompt(_key(prompt, k), prompt.text, prompt.ids) for _, prompt, k in rows]
         return [
-            _Node(place, prompt, (k,), c.ids, (1,) * len(c.ids), (_answer(c),), c.finished, c.retokenized)
-            for (place, prompt, k), (c,) in zip(rows, self.inner.sample(policy, asked, seed), strict=True)
+            _Node(place, prompt, (k,), prompt.text, c.ids, (1,) * len(c.ids), (_answer(c),), c.finished, c.retokenized)
+            for (place, prompt, k), c in zip(rows, self._drawn(policy, asked, seed), strict=True)
         ]
+
+    def _drawn(self, policy: PolicySource, asked: Sequence[Prompt], seed: int) -> list[Completion]:
+        """One answer to each, which must have a token: by their tokens answers are told from what stands between."""
+        drawn = [completion for (completion,) in self.inner.sample(policy, asked, seed)] if asked else []
+        if not all(completion.ids for completion in drawn):
+            raise ValueError("the engine gave an empty response: each response needs at least one token")
+        return drawn
 
     def _next(
         self, policy: PolicySource, nodes: Sequence[_Node], depth: int, seed: int
@@ -186,24 +201,25 @@ class ConversationEngine:
         asked = [
             Prompt(
                 node.key(j),
-                self.writer.text(node.prompt, node.turns, reply),
+                self.writer.text(node.before, node.turns[-1], node.end, reply),
                 (*node.prompt.ids, *node.ids, *between),
             )
             for node, reply, between, j in rows
         ]
-        drawn = self.inner.sample(policy, asked, seed) if asked else []
+        drawn = self._drawn(policy, asked, seed)
         following = [
             _Node(
                 node.place,
                 node.prompt,
                 (*node.path, j),
+                prompt.text,
                 (*node.ids, *between, *c.ids),
                 (*node.mask, *(0,) * len(between), *(1,) * len(c.ids)),
                 (*node.turns, reply, _answer(c)),
                 c.finished,
                 node.retokenized or c.retokenized,
             )
-            for (node, reply, between, j), (c,) in zip(rows, drawn, strict=True)
+            for (node, reply, between, j), prompt, c in zip(rows, asked, drawn, strict=True)
         ]
         return following, ended
 
@@ -213,7 +229,8 @@ class ConversationEngine:
         replies = self.user.reply(dialogues, seed)
         going, ended = [], []
         for node, reply in zip(nodes, replies, strict=True):
-            if reply is None or any(text in reply["content"] for text in self.limits.stop):
+            stops = reply is None or any(text in reply["content"] for text in self.limits.stop)
+            if reply is None or stops or not self.writer.follows(node.prompt, node.turns[-1]):
                 ended.append(node)
                 continue
             between = self.writer.between(node.prompt, node.turns, reply, node.finished)

@@ -16,9 +16,10 @@ Shapes: token ids are lists of int.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from typing import Any
 
-from nashpo.llm.encoding import Encoder, is_conversation
+from nashpo.llm.encoding import Encoder, Text, is_conversation
 from nashpo.llm.prompts import Prompt
 from nashpo.llm.transcript import Message
 
@@ -44,29 +45,59 @@ class TurnWriter:
         self.encoder = encoder
         self.text_template = text_template
 
-    def check(self, prompt: Prompt) -> None:
-        """Hold the chat template against a short conversation behind a prompt, before anything is sampled.
+    def check(self, prompts: Sequence[Prompt], role: str = "user") -> None:
+        """Hold the chat template against prompts, before anything is sampled.
+
+        Every prompt must be printed by the template's own settings; behind one prompt of each sequence of roles (with
+        and without a system message, say) a short conversation is tried.
+
+        Parameters
+        ----------
+        prompts : sequence of Prompt
+        role : str
+            Of the other side's messages.
 
         Raises
         ------
         ValueError
-            As `between`.
+            As `between`; on a prompt that has tools or template settings of its own.
         """
-        self._check_kind(prompt)
-        if not is_conversation(prompt.text):
-            return
-        if self.encoder.chat(prompt.text, False) != list(prompt.ids):
-            raise ValueError(
-                f"prompt {prompt.key[:12]} has tools or chat_template_kwargs of its own row: conversations go on with"
-                " the template's own settings only; give them for all prompts by model.chat_template_kwargs"
-            )
+        tried = set()
+        for prompt in prompts:
+            self._check_kind(prompt)
+            if not is_conversation(prompt.text):
+                continue
+            if self.encoder.chat(prompt.text, False) != list(prompt.ids):
+                raise ValueError(
+                    f"prompt {prompt.key[:12]} has tools or chat_template_kwargs of its own row: conversations go on"
+                    " with the template's own settings only; give them for all prompts by model.chat_template_kwargs"
+                )
+            roles = tuple(message["role"] for message in prompt.text)
+            if roles not in tried:
+                self._try(prompt, role)
+            tried.add(roles)
+
+    def _try(self, prompt: Prompt, role: str) -> None:
+        """Three answers behind a prompt."""
         source = str(getattr(self.encoder.tokenizer, "chat_template", ""))
         for answer in _PROBES if "think" in source else _PROBES[:1]:
             turns: list[Message] = []
             for _ in range(2):
                 turns.append({"role": "assistant", "content": answer})
-                self.between(prompt, turns, {"role": "user", "content": "Why?"}, True)
-                turns.append({"role": "user", "content": "Why?"})
+                self.between(prompt, turns, {"role": role, "content": "Why?"}, True)
+                turns.append({"role": role, "content": "Why?"})
+
+    def follows(self, prompt: Prompt, answer: Message) -> bool:
+        """Whether a conversation can go on behind an answer: not every chat template prints an empty one."""
+        return bool(answer["content"].strip()) or not is_conversation(prompt.text) or self._takes_empty
+
+    @cached_property
+    def _takes_empty(self) -> bool:
+        said: list[Mapping[str, Any]] = [{"role": "user", "content": "Why?"}, {"role": "assistant", "content": ""}]
+        try:
+            return bool(self._by_template(said, {"role": "user", "content": "Why?"}, True))
+        except ValueError:
+            return False
 
     def between(self, prompt: Prompt, turns: Sequence[Message], reply: Message, finished: bool) -> list[int]:
         """The tokens behind an answer up to the begin of the next one; none of them is scored.
@@ -99,18 +130,27 @@ class TurnWriter:
             raise ValueError(f"the {reply['role']}'s turn {reply['content']!r} has no tokens: let it say something")
         return found
 
-    def text(self, prompt: Prompt, turns: Sequence[Message], reply: Message) -> Any:
-        """Prompt, turns and the other side's message in the prompt's own form: messages, or one text."""
-        if is_conversation(prompt.text):
-            return [*prompt.text, *turns, reply]
-        if not isinstance(prompt.text, str):
-            return prompt.text  # token ids: an engine that needs text refuses them
+    def text(self, before: Text, answer: Message, end: int | None, reply: Message) -> Text:
+        """What an engine of text reads before the next answer, in the prompt's own form.
+
+        Parameters
+        ----------
+        before : Text
+            What it read before this answer: messages, or one text.
+        answer : Message
+        end : int, optional
+            The end token that the answer was drawn with, which stands in a plain text too: the next answer is scored
+            behind it. None of an answer that was cut.
+        reply : Message
+            The other side's.
+        """
+        if is_conversation(before):
+            return [*before, answer, reply]
+        if not isinstance(before, str):
+            return before  # token ids: an engine that needs text refuses them
         assert self.text_template is not None
-        said = [*turns, reply]
-        return prompt.text + "".join(
-            turn["content"] if i % 2 == 0 else self.text_template.replace(MARK, turn["content"])
-            for i, turn in enumerate(said)
-        )
+        closed = "" if end is None else str(self.encoder.tokenizer.decode([end]))
+        return before + answer["content"] + closed + self.text_template.replace(MARK, reply["content"])
 
     def _check_kind(self, prompt: Prompt) -> None:
         if not is_conversation(prompt.text) and self.text_template is None:
@@ -125,10 +165,8 @@ class TurnWriter:
         following = self.encoder.chat([*messages, reply], answered=False)
         header_text = self.encoder.chat_text(messages[:-1], answered=False)
         answered_text = self.encoder.chat_text(messages, answered=True)
-        if answered[: len(header)] != header:
-            _check_kept(
-                header_text, answered_text
-            )  # where only a token was merged across the header's end, all is well
+        if answered[: len(header)] != header:  # where only a token was merged across the header's end, all is well
+            _check_kept(header_text, answered_text)
         _check_whole(str(messages[-1]["content"]), answered_text.removeprefix(header_text))
         ends = self.encoder.end_ids
         end = next((i for i in range(len(answered) - 1, len(header) - 1, -1) if answered[i] in ends), None)

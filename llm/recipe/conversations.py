@@ -168,8 +168,8 @@ def look(talk: ConversationConfig | None, prompts: Sequence["Prompt"], encoder: 
             " nothing says how a conversation goes on behind them: set prompts.chat=true for the model's chat template,"
             " or conversation.text_template with {text} in it"
         )
-    if isinstance(encoder, Encoder) and prompts:
+    if isinstance(encoder, Encoder):
         from nashpo.llm.conversation.turns import TurnWriter
 
-        TurnWriter(encoder, talk.text_template).check(prompts[0])
+        TurnWriter(encoder, talk.text_template).check(prompts, getattr(talk.user, "role", "user"))
     return "" if talk.user is None else talk.user.look([prompt.text for prompt in prompts], talk.turns)

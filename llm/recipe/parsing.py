@@ -158,7 +158,7 @@ def _read_fields(kind: Any, value: Any, place: str) -> Any:
         return kind(**found)
     except (ValueError, TypeError) as error:
         # A check that knows its place is left alone.
-        known = any(str(error).startswith(start) for start in (f"{place}.", f"{place} ")) or not place
+        known = any(str(error).startswith(start) for start in (f"{place}.", f"{place} ", f"{place}:")) or not place
         raise ValueError(str(error) if known else f"{place}: {error}") from None
 
 

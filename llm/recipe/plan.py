@@ -18,6 +18,7 @@ from nashpo.llm.recipe.model_limits import Limits, check_lengths, check_referenc
 from nashpo.llm.recipe.places import weights_place
 from nashpo.llm.recipe.planned import Draft, Phase, Plan, ids_of, length, size_text
 from nashpo.llm.recipe.schema import DataSpec, Recipe
+from nashpo.llm.recipe.state_objectives import at_level
 from nashpo.llm.recipe.training import arguments, shared
 
 CHARACTERS = 4
@@ -58,7 +59,7 @@ def plan(recipe: Recipe, hardware: str | None = None) -> Plan:
     _check_judge(recipe)
     size = footprint.measure(recipe.model)
     _check_training(recipe)
-    objectives.check(recipe.objective, recipe.rule, recipe.iterations.count)
+    objectives.check(at_level(recipe.objective, recipe.conversation), recipe.rule, recipe.iterations.count)
     encoder, how = _encoder(recipe)
     found = _prompts(recipe, encoder)
     evaluation = _evaluation_prompts(recipe, encoder, found)

@@ -262,7 +262,14 @@ class Recipe:
                     f"conversation.max_tokens = {talk.max_tokens} is less than {talk.turns} answers of"
                     f" sampling.max_new_tokens, {whole}: long conversations end before their last turn"
                 )
-        needs = requirements.Needs.of(self.rule.form())
+        form = self.rule.form()
+        by_states = talk is not None and talk.level == "state" and isinstance(self.objective, Default)
+        if by_states and any(payoff.kind == "win" for payoff in form.payoffs):
+            found.append(
+                "conversation.level = state: win rates are fitted by their differences, as objective=pairwise; who beat"
+                " whom among the answers at one state is no estimate of Q"
+            )
+        needs = requirements.Needs.of(form)
         if self.judge is not None and not needs.judge and (self.evaluation is None or not self.evaluation.against):
             found.append(f"judge is given, but neither {self.rule_spec['name']} nor an evaluation asks it")
         return found

@@ -114,6 +114,11 @@ def test_what_cannot_work_is_refused_with_the_mend(overrides: list[str], wanted:
     assert wanted in refusal(*overrides)
 
 
+def test_a_place_is_named_once() -> None:
+    message = refusal("conversation.user={kind: script}")
+    assert message == "conversation.user: a script needs exactly one of says and path, and none is given"
+
+
 def test_rules_that_learn_from_pairs_have_no_conversations() -> None:
     pairs = ["prompts=null", "pairs=p.jsonl", "evaluation=null", "judge=null", "iterations=1"]
     assert "conversation is given, but dpo learns from labelled pairs: leave it out" in refusal(
@@ -302,7 +307,9 @@ def test_times_of_conversations_are_those_of_their_turns(tmp_path: Path) -> None
     tree = recipe(*changes, "conversation.level=state", "conversation.branches=2")
     assert predicted(tree, size)["sampling"] > three["sampling"]
     assert outlook.micro_batch(tree, 100.0) < outlook.micro_batch(made, 100.0)
-    assert timing.responses_read(tree) == 4
+    assert timing.responses_read(tree) == 2  # SPPO's loss is on the best and the worst
+    every = recipe(*changes, "conversation.level=state", "conversation.branches=2", "objective.pairs=all")
+    assert timing.responses_read(every) == 4
     assert "answers of" in timing.predict(made, size, work(made.rule, 1), [9], 9.0, Cluster(HARDWARE["h200"]), "").told
 
 

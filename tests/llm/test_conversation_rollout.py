@@ -198,6 +198,28 @@ def test_a_branch_that_ends_early_stands_for_all_its_leaves(world: World) -> Non
     assert all(one.turns is not None for group in groups if group not in ended for one in group)
 
 
+def test_an_answer_without_tokens_is_refused(world: World) -> None:
+    """Masks would no longer tell one answer from the next."""
+    engine = world.engine(Says(["Why?"]), (2, 1))
+    inner = engine.inner
+
+    class Mute:
+        def sample(self, policy: Any, prompts: Sequence[Prompt], seed: int) -> list[tuple[Completion, ...]]:
+            drawn = inner.sample(policy, prompts, seed)
+            first = all(prompt.text in [p.text for p in world.prompts] for prompt in prompts)
+            return drawn if first else [(Completion((), True, ""),), *drawn[1:]]
+
+    engine.inner = Mute()  # type: ignore[assignment]
+    with pytest.raises(ValueError, match="the engine gave an empty response"):
+        engine.sample(Policy.of(world.model), world.prompts, 0)
+
+
+def test_nobody_is_asked_once_all_have_ended(world: World) -> None:
+    user = Says([None, "And?"])
+    world.sample(user, (2, 1, 1))
+    assert len(user.asked) == 2 * len(world.prompts)
+
+
 def test_the_description_has_both_sides(world: World) -> None:
     engine = world.engine(Says(["Why?"]), (4, 2), behind=100)
     about = engine.describe()

@@ -72,7 +72,7 @@ REPLY = {"role": "user", "content": "Why?"}
 def test_the_tokens_between_are_the_templates(byte_tokenizer: Make) -> None:
     made = writer(byte_tokenizer, MARKED)
     prompt = asked(made)
-    made.check(prompt)
+    made.check([prompt])
     assert said(made, made.between(prompt, [answer("So.")], REPLY, True)) == "\n[user]Why?</s>\n[assistant]"
     # An answer that was cut is closed by the template's end token, which the policy did not draw.
     assert said(made, made.between(prompt, [answer("So.")], REPLY, False)) == "</s>\n[user]Why?</s>\n[assistant]"
@@ -101,7 +101,7 @@ def test_spaces_that_a_template_trims_do_no_harm(byte_tokenizer: Make, drawn: st
 def test_a_template_without_end_tokens(byte_tokenizer: Make) -> None:
     made = writer(byte_tokenizer, BARE)
     prompt = asked(made)
-    made.check(prompt)
+    made.check([prompt])
     for finished in (True, False):
         between = said(made, made.between(prompt, [answer("So.")], REPLY, finished))
         assert between == "\n### user: Why?\n### assistant: "
@@ -110,7 +110,7 @@ def test_a_template_without_end_tokens(byte_tokenizer: Make) -> None:
 def test_reasoning_that_is_stripped_from_earlier_answers_is_refused(byte_tokenizer: Make) -> None:
     made = writer(byte_tokenizer, STRIPPED)
     with pytest.raises(ValueError, match="prints earlier turns otherwise .* strips or re-orders .* '<think>"):
-        made.check(asked(made))
+        made.check([asked(made)])
     # A plain answer is left as it is; one with a thought is refused when it comes.
     assert said(made, made.between(asked(made), [answer("So.")], REPLY, True)) == "[user]Why?</s>[assistant]"
     with pytest.raises(ValueError, match="it then prints ' So"):
@@ -121,17 +121,17 @@ def test_reasoning_that_is_stripped_from_earlier_answers_is_refused(byte_tokeniz
 def test_templates_that_rewrite_earlier_turns_are_refused(byte_tokenizer: Make, template: str) -> None:
     made = writer(byte_tokenizer, template)
     with pytest.raises(ValueError, match="prints earlier turns otherwise once a conversation goes on"):
-        made.check(asked(made, ("system", "Be short."), ("user", "Hello?")))
+        made.check([asked(made, ("system", "Be short."), ("user", "Hello?"))])
 
 
 def test_a_template_that_moves_a_system_message_is_fine_without_one(byte_tokenizer: Make) -> None:
     made = writer(byte_tokenizer, WANDERING.replace("{{ s }} ", "{{ s }}"))
-    made.check(asked(made))
+    made.check([asked(made)])
 
 
 def test_an_answer_must_be_printed_whole(byte_tokenizer: Make) -> None:
     made = writer(byte_tokenizer, FORGETFUL)
-    made.check(asked(made))
+    made.check([asked(made)])
     with pytest.raises(ValueError, match="leaves out a part of an answer, which begins with 'So it was"):
         made.between(asked(made), [answer("So it was, and so it will be.")], REPLY, True)
 
@@ -142,20 +142,57 @@ def test_a_role_that_the_template_does_not_know_is_one_line(byte_tokenizer: Make
         made.between(asked(made), [answer("So.")], {"role": "tool", "content": "4"}, True)
 
 
+def test_every_prompt_is_held_against_the_template(byte_tokenizer: Make) -> None:
+    """What goes wrong behind the second prompt only is seen too, and so is the role of the other side's messages."""
+    made = writer(byte_tokenizer, WANDERING.replace("{{ s }} ", "{{ s }}"))
+    plain, system = asked(made), asked(made, ("system", "Be short."), ("user", "Hello?"))
+    made.check([plain, plain])
+    with pytest.raises(ValueError, match="prints earlier turns otherwise"):
+        made.check([plain, system])
+    made = writer(byte_tokenizer, STRICT)
+    made.check([asked(made)])
+    with pytest.raises(ValueError, match="refuses messages of the roles user, assistant, tool"):
+        made.check([asked(made)], "tool")
+    made = writer(byte_tokenizer, "{% if shout is defined %}!{% endif %}" + MARKED)
+    text = [{"role": "user", "content": "Hello?"}]
+    with pytest.raises(ValueError, match="chat_template_kwargs of its own row"):
+        made.check([asked(made), Prompt.of(text, made.encoder.prompt(text, {"shout": True}))])
+
+
+@pytest.mark.parametrize(
+    ("template", "goes_on"),
+    [
+        (MARKED, True),
+        (BARE, True),
+        (MARKED.replace("[{{ m.role }}]", "{% if m.content == '' %}{{ raise_exception('empty') }}{% endif %}"), False),
+        (MARKED.replace("</s>", "{% if m.content %}</s>{% endif %}").replace("[{{ m.role }}]", ""), False),
+    ],
+)
+def test_an_empty_answer_ends_a_conversation_that_could_not_be_printed(
+    byte_tokenizer: Make, template: str, goes_on: bool
+) -> None:
+    made = writer(byte_tokenizer, template)
+    assert made.follows(asked(made), answer("So."))
+    assert made.follows(asked(made), answer("")) == made.follows(asked(made), answer(" \n")) == goes_on
+    assert writer(byte_tokenizer, None, "|{text}|").follows(Prompt.of("Hello?", [5]), answer(""))
+
+
 def test_plain_text_needs_a_template_of_its_own(byte_tokenizer: Make) -> None:
     made = writer(byte_tokenizer, None)
     with pytest.raises(ValueError, match="is plain text.*prompts.chat=true.*conversation.text_template"):
-        made.check(Prompt.of("Hello?", [5]))
+        made.check([Prompt.of("Hello?", [5])])
 
 
 def test_plain_text_goes_on_by_the_text_template(byte_tokenizer: Make) -> None:
     made = writer(byte_tokenizer, None, "\n\nUser: {text}\n\nAssistant:")
     prompt = Prompt.of("Hello?", made.encoder.prompt("Hello?"))
-    made.check(prompt)
+    made.check([prompt])
     for finished in (True, False):
         assert said(made, made.between(prompt, [answer("So.")], REPLY, finished)) == "\n\nUser: Why?\n\nAssistant:"
-    turns = [answer("So."), REPLY, answer("Thus.")]
-    assert made.text(prompt, turns, REPLY) == ("Hello?So.\n\nUser: Why?\n\nAssistant:Thus.\n\nUser: Why?\n\nAssistant:")
+    first = made.text(prompt.text, answer("So."), 1, REPLY)
+    assert first == "Hello?So.</s>\n\nUser: Why?\n\nAssistant:"
+    # An answer that was cut has no end token; what a server of text reads are the tokens that are trained on.
+    assert made.text(first, answer("Thus."), None, REPLY) == f"{first}Thus.\n\nUser: Why?\n\nAssistant:"
 
 
 def test_a_turn_without_tokens_is_refused(byte_tokenizer: Make) -> None:
@@ -169,4 +206,4 @@ def test_a_prompt_with_settings_of_its_own_is_refused(byte_tokenizer: Make) -> N
     made = writer(byte_tokenizer, template)
     text = [{"role": "user", "content": "Hello?"}]
     with pytest.raises(ValueError, match="chat_template_kwargs of its own row"):
-        made.check(Prompt.of(text, made.encoder.prompt(text, {"shout": True})))
+        made.check([Prompt.of(text, made.encoder.prompt(text, {"shout": True}))])

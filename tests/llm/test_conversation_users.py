@@ -237,6 +237,9 @@ def empty(conversations, seeds):
 def own_role(conversations, seeds):
     return [{"role": "assistant", "content": "a"} for _ in conversations]
 
+def broken(conversations, seeds):
+    return {}["no such"]
+
 number = 3
 """
 
@@ -288,6 +291,7 @@ def test_a_function_may_answer_messages_and_is_known_by_its_source(module: Path)
         ("number_in_list", "answered 3; an answer is a text"),
         ("empty", "an answer is a text that is not empty"),
         ("own_role", "role (not assistant)"),
+        ("broken", "user 'my_users:broken' failed with KeyError: 'no such"),
     ],
 )
 def test_wrong_answers_of_a_function_are_refused(module: Path, name: str, wanted: str) -> None:
@@ -307,6 +311,9 @@ def test_functions_that_are_not_there_are_refused(module: Path) -> None:
         FunctionUserConfig(function="my_users:number").build("cpu")
     with pytest.raises(ValueError, match=r"conversation.user.function = 'no_such:f': there is no module no_such"):
         FunctionUserConfig(function="no_such:f").look([], 2)
+    for settings in (FunctionUserConfig(function="my_users:curious"), ModelUserConfig(path="org/model")):
+        with pytest.raises(ValueError, match="reads text, but prompt 1 of 2 is token ids"):
+            settings.look(["Hi", [1, 2]], 2)
     with pytest.raises(ValueError, match="begins with token ids"):
         FunctionUserConfig(function="my_users:curious").build("cpu").reply([dialogue("a", prompt=[1, 2])], 0)
 
@@ -352,6 +359,7 @@ def test_a_model_is_shown_the_conversation_and_may_end_it(folder: Path, monkeypa
     texts = iter(["  more \n", "I STOP.", " \n"])
 
     def sample(policy: Any, prompts: Any, seed: int) -> list[tuple[Completion, ...]]:
+        assert prompts  # weights are not read for nothing
         asked.extend(prompts)
         return [(Completion((5,), True, next(texts)),) for _ in prompts]
 
@@ -366,6 +374,9 @@ def test_a_model_is_shown_the_conversation_and_may_end_it(folder: Path, monkeypa
     assert tokenizer.decode(list(asked[0].ids)) == f"[user] {shown}\n[assistant] "
     assert user.counts["too_long"] == 1
     assert len(asked) == 3  # what does not fit the model is not asked
+    assert user.reply([long], 0) == [None]
+    assert user.reply([], 0) == []
+    assert len(asked) == 3
 
 
 def test_a_model_is_described_by_its_weights_and_settings(

@@ -72,6 +72,18 @@ def _too_few(has: int, turns: int) -> str:
     )
 
 
+def _check_readable(prompts: Sequence[Any]) -> None:
+    """That the other side is not shown token ids."""
+    from nashpo.llm.encoding import is_tokenized
+
+    place = next((place for place, prompt in enumerate(prompts) if is_tokenized(prompt)), None)
+    if place is not None:
+        raise ValueError(
+            f"conversation.user reads text, but prompt {place} of {len(prompts)} is token ids: give prompts as text or"
+            " messages, or take a script"
+        )
+
+
 def _check_role(role: Any) -> None:
     fits = isinstance(role, str) and bool(role) and role not in ROLES_TAKEN
     require("user.role", role, fits, "the other side's role in the chat template, as user or tool")
@@ -161,8 +173,9 @@ class FunctionUserConfig(UserConfig):
         return FunctionUser(self.function, self.role)
 
     def look(self, prompts: Sequence[Any], turns: int) -> str:
-        """Whether there is such a module."""
+        """Whether there is such a module, and prompts that it can read."""
         check_module(self.function, "conversation.user.function")
+        _check_readable(prompts)
         return ""
 
 
@@ -220,8 +233,9 @@ class ModelUserConfig(UserConfig):
         return ModelUser(self, device)
 
     def look(self, prompts: Sequence[Any], turns: int) -> str:
-        """Whether a folder that is named is there."""
+        """Whether a folder that is named is there, and prompts that it can read."""
         weights_place("conversation.user.path", self.path)
+        _check_readable(prompts)
         return ""
 
 

@@ -15,6 +15,7 @@ import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from nashpo.core.cli import one_line
 from nashpo.llm.callables import named, source_of
 from nashpo.llm.conversation.user import Dialogue
 from nashpo.llm.conversation.users.draws import derived
@@ -70,12 +71,16 @@ class FunctionUser:
         Raises
         ------
         ValueError
-            If it gives another number of answers, or something that is no answer.
+            If it fails, gives another number of answers, or something that is no answer.
         """
         if not dialogues:
             return []
         asked = [conversation(dialogue) for dialogue in dialogues]
-        answers = self.function(asked, [derived(seed, dialogue.key) for dialogue in dialogues])
+        seeds = [derived(seed, dialogue.key) for dialogue in dialogues]
+        try:
+            answers = self.function(asked, seeds)
+        except Exception as error:  # of any kind: it is not our code
+            raise ValueError(f"user {self.name!r} failed with {type(error).__name__}: {one_line(error)}") from error
         if not isinstance(answers, Sequence) or isinstance(answers, str):
             raise ValueError(f"user {self.name!r} answered {_cut(answers)}; it must give a list, one per conversation")
         if len(answers) != len(dialogues):

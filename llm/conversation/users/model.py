@@ -30,6 +30,7 @@ from nashpo.llm.engines.engine import Completion, Engine
 from nashpo.llm.judges.weights import find_folder, fingerprint
 from nashpo.llm.loop.loading import load_model, load_tokenizer
 from nashpo.llm.loop.policies import Source, WholeFolders
+from nashpo.llm.loop.sampling import NOT_IN_KEY
 from nashpo.llm.prompts import Prompt, prompt_text
 from nashpo.llm.reading import Reading, reading
 from nashpo.llm.recipe.schema import ModelSpec
@@ -37,8 +38,6 @@ from nashpo.llm.transcript import Message
 
 log = logging.getLogger(__name__)
 KEY = "conversation.user"
-_WITHOUT_EFFECT = ("versions", "batch_size", "batch_tokens")
-"""Of an engine's description: what may differ between the begin and the end of a phase."""
 _PLACES = (("judge: ", f"{KEY}.path: "), ("model.tokenizer", f"{KEY}.tokenizer"), ("sampling.", f"{KEY}.sampling."))
 """How messages of parts that others use too begin, and how they begin here."""
 
@@ -113,7 +112,7 @@ class ModelUser:
         config = self.config
         with _placed():
             words = None if config.tokenizer is None else fingerprint(config.tokenizer, find_folder(config.tokenizer))
-            engine = {k: v for k, v in self._loaded.engine.describe().items() if k not in _WITHOUT_EFFECT}
+            engine = {k: v for k, v in self._loaded.engine.describe().items() if k not in NOT_IN_KEY}
             return {
                 "user": self.name,
                 "weights": fingerprint(config.path, self._folder),
@@ -157,6 +156,8 @@ class ModelUser:
         if len(asked) < len(dialogues):
             self.counts["too_long"] += len(dialogues) - len(asked)
             log.warning("%d conversations are too long for the other side and end", len(dialogues) - len(asked))
+        if not asked:
+            return [None] * len(dialogues)
         with _placed():
             # A seed of its own, so that its noise is not that of the assistant's answers under the same key.
             drawn = self._loaded.engine.sample(self._loaded.policy, list(asked.values()), derived(seed, "model"))
