@@ -7,11 +7,13 @@ import importlib.util
 import inspect
 import os
 import sys
+import traceback
+from collections.abc import Callable
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
-from nashpo.core.cli import suggestion
+from nashpo.core.cli import one_line, suggestion
 
 
 def named(target: str, key: str) -> Any:
@@ -37,11 +39,44 @@ def named(target: str, key: str) -> Any:
             f"{key}: cannot import {module!r} of {target!r} ({error}): it must lie in the working folder or on"
             " PYTHONPATH"
         ) from error
+    except Exception as error:  # of any kind: it is not our code
+        raise ValueError(f"{key}: importing {module!r} of {target!r} {failure(error)}") from error
     for part in name.split("."):
         if not hasattr(found, part):
             raise ValueError(f"{key}: {module} has no {part!r}; {suggestion(part, dir(found))}")
         found = getattr(found, part)
     return found
+
+
+def called(what: str, function: Callable[..., Any], *args: Any, **settings: Any) -> Any:
+    """What an author's function gives.
+
+    Parameters
+    ----------
+    what : str
+        The function, for messages.
+    function : callable
+    *args, **settings
+        Handed over to it.
+
+    Raises
+    ------
+    ValueError
+        If it fails, however it fails: with the error, and the line that raised it.
+    """
+    try:
+        return function(*args, **settings)
+    except Exception as error:  # of any kind: it is not our code
+        raise ValueError(f"{what} {failure(error)}") from error
+
+
+def failure(error: Exception) -> str:
+    """``failed with KeyError: 'n' (my_code.py, line 7)``: an error of an author's code, and where it was raised."""
+    # The last line of the author's own: what it has called says little to the author.
+    others = (__file__, "importlib", "site-packages", "<frozen")
+    own = [f for f in traceback.extract_tb(error.__traceback__) if not any(part in f.filename for part in others)]
+    place = f" ({Path(own[-1].filename).name}, line {own[-1].lineno})" if own else ""
+    return f"failed with {type(error).__name__}: {one_line(error)}{place}"
 
 
 def check_module(target: str, key: str) -> None:

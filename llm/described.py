@@ -104,7 +104,7 @@ def what_was_run(recipe: Json) -> list[tuple[str, str]]:
         ("temperature", value_words(sampling.get("temperature", ""))),
         (
             "longest answer" if talk else "longest response",
-            f"{sampling['max_new_tokens']} tokens" if sampling.get("max_new_tokens") else "",
+            _counted(sampling["max_new_tokens"], "token") if sampling.get("max_new_tokens") else "",
         ),
         ("conversations", _talk_words(talk)),
         ("other side", _kind_words(talk.get("user"), "kind") or ("that of the small model" if talk and built else "")),
@@ -172,8 +172,14 @@ def value_words(value: Any) -> str:
     if isinstance(value, Mapping):
         return f"({_settings(value)})"
     if isinstance(value, list | tuple):
-        return " ".join(value_words(part) for part in value)
+        words = [value_words(part) for part in value]
+        return ("; " if any(" " in word for word in words) else " ").join(words)
     return "" if value is None else str(value)
+
+
+def _counted(count: Any, thing: str) -> str:
+    """``1 token``, ``2 tokens``."""
+    return f"{count} {thing}{'s' * (count != 1)}"
 
 
 def _settings(spec: Json) -> str:

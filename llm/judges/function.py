@@ -22,7 +22,7 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from nashpo.llm.callables import named, source_of
+from nashpo.llm.callables import called, named, source_of
 from nashpo.llm.judges.judge import Pair, Text, Verdict, canonical
 from nashpo.llm.judges.turns import identity
 from nashpo.llm.transcript import Response, response_text
@@ -51,8 +51,8 @@ class FunctionJudge:
     def _callable(self) -> Callable[..., Any]:
         if not callable(self.function):
             raise ValueError(f"judge.function: {self.name} is no function, which the form {self.form!r} needs")
-        called: Callable[..., Any] = self.function
-        return called
+        function: Callable[..., Any] = self.function
+        return function
 
     def describe(self) -> dict[str, Any]:
         """The name, the form, and a hash of the source file, so that a changed judge is asked anew."""
@@ -67,6 +67,10 @@ class FunctionJudge:
     def compare(self, pairs: Sequence[Pair]) -> list[Verdict]:
         """One verdict per pair."""
         raise NotImplementedError
+
+    def _ask(self, *args: Any, **settings: Any) -> Any:
+        """What it answers."""
+        return called(f"judge {self.name!r}", self.call, *args, **settings)
 
     def _list(self, answers: Any, count: int, what: str) -> list[Any]:
         """The answers as a list of the right length."""
@@ -88,7 +92,7 @@ class Pairs(FunctionJudge):
         """As the function says."""
         firsts = [_given(p.prompt, p.first) for p in pairs]
         seconds = [_given(p.prompt, p.second) for p in pairs]
-        answers = self.call([p.prompt for p in pairs], firsts, seconds)
+        answers = self._ask([p.prompt for p in pairs], firsts, seconds)
         return [a if isinstance(a, Verdict) else Verdict(_plain(a)) for a in self._list(answers, len(pairs), "pairs")]
 
 
@@ -102,12 +106,12 @@ class Ranks(FunctionJudge):
         method = getattr(self.function, "judge", None)
         if not callable(method):
             raise ValueError(f"judge.function: {self.name} has no method judge, which the form {self.form!r} needs")
-        called: Callable[..., Any] = method
-        return called
+        function: Callable[..., Any] = method
+        return function
 
     def compare(self, pairs: Sequence[Pair]) -> list[Verdict]:
         """1 where the first is better, 0 where the second is, an abstention where it failed."""
-        answers = self.call([p.prompt for p in pairs], _texts(pairs), shuffle_order=False)
+        answers = self._ask([p.prompt for p in pairs], _texts(pairs), shuffle_order=False)
         return [self._verdict(rank) for rank in self._list(answers, len(pairs), "pairs")]
 
     def _verdict(self, rank: Any) -> Verdict:
@@ -123,7 +127,7 @@ class Probabilities(Ranks):
 
     def compare(self, pairs: Sequence[Pair]) -> list[Verdict]:
         """As the judge says."""
-        answers = self.call([p.prompt for p in pairs], _texts(pairs), shuffle_order=False, return_scores=True)
+        answers = self._ask([p.prompt for p in pairs], _texts(pairs), shuffle_order=False, return_scores=True)
         return [Verdict(_plain(answer)) for answer in self._list(answers, len(pairs), "pairs")]
 
 
@@ -138,7 +142,7 @@ class Reward(FunctionJudge):
         asked = {(canonical(p.prompt), identity(one)): (p.prompt, one) for p in pairs for one in (p.first, p.second)}
         prompts = [prompt for prompt, _ in asked.values()]
         completions = [_completion(prompt, response) for prompt, response in asked.values()]
-        answers = self._list(self.call(prompts=prompts, completions=completions), len(asked), "completions")
+        answers = self._list(self._ask(prompts=prompts, completions=completions), len(asked), "completions")
         rewards = dict(zip(asked, map(_plain, answers), strict=True))
         keys = [(canonical(p.prompt), identity(p.first), identity(p.second)) for p in pairs]
         return [_odds(rewards[prompt, first], rewards[prompt, second]) for prompt, first, second in keys]
@@ -156,7 +160,7 @@ def function_judge(target: str, form: str) -> FunctionJudge:
         If there is no such module or name, or it cannot be called in this form.
     """
     found = named(target, "judge.function")
-    return FORMS[form](target, found() if inspect.isclass(found) else found)
+    return FORMS[form](target, called(f"judge.function: {target}", found) if inspect.isclass(found) else found)
 
 
 def _plain(answer: Any) -> Any:

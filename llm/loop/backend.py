@@ -31,6 +31,7 @@ from nashpo.llm.loop.phase import key_of
 from nashpo.llm.loop.policies import RunPolicies, Source
 from nashpo.llm.loop.sampling import Progress, Samples, sample
 from nashpo.llm.loop.training import Fitting, base_logprobs, train
+from nashpo.llm.objectives import reads_extremes
 from nashpo.llm.policies import Policy, factors
 from nashpo.llm.preferences import PreferenceData, Report
 from nashpo.llm.prompts import Prompt
@@ -113,6 +114,7 @@ class RunBackend:
     _places: dict[tuple[str, str], Path] = field(default_factory=dict)
     _answers: dict[str, Answer] = field(default_factory=dict)
     _first: tuple[str, Samples, list[Judged]] | None = None
+    _scored: list[tuple[Path, Responses]] = field(default_factory=list)
 
     # ------------------------------------------------------------------------------------------------- the iteration
 
@@ -123,6 +125,7 @@ class RunBackend:
         self._stage = 0
         self._places.clear()
         self._answers.clear()
+        self._scored.clear()
 
     @property
     def folder(self) -> Path:
@@ -239,20 +242,25 @@ class RunBackend:
         job = Job.of(self.form, index, product, terms)
         answers = [(term.weight, self._answer(term.answer)) for term in terms]
         stage, report, samples = self._usable(answers, own=len(terms) == 1 and terms[0].payoff.kind != "critic")
-        if merges(self.fitting.objective(job)):
-            stage = distinct(stage)
+        fitted = self.fitting.objective(job)
+        data = PreferenceData.from_stage(distinct(stage) if merges(fitted) else stage, samples, report)
+        read: list[str] = []
+        if reads_extremes(fitted):
+            data, read = data.extremes(), ["extremes"]
         scored = dict.fromkeys([job.start, *(policy for _, policy in product), "reference"])
         place = self._place("logprobs", writes, writes)
         known = base_logprobs(
             place,
-            key_of("logprobs", key, list(scored)),
+            key_of("logprobs", key, list(scored), *read),
             self.policies,
             list(scored),
-            stage.responses,
+            data.responses,
             self.fitting,
             self.progress,
+            [folder for folder, found in self._scored if found.sequences == data.responses.sequences],
         )
-        data = PreferenceData.from_stage(stage, samples, report, known)
+        self._scored.append((place, data.responses))
+        data = data.with_known(known)
         self.policies.release()
         self.progress(f"train {writes}", 0, 0)
         train(self.folder / "train" / writes, self.run / name, key, self.policies, job, data, self.fitting)
@@ -263,6 +271,8 @@ class RunBackend:
         whole = StageData.from_answers(answers)
         limit = self.fitting.training.get("max_length", 1024)
         judged = torch.where(whole.responses.weights > 0, whole.target, 0.0).isfinite().all(-1)
+        if whole.preferred is not None:  # of a later state's answers it is no part of their payoffs
+            judged &= whole.preferred.isfinite().flatten(1).all(-1)
         short = torch.tensor(
             [limit is None or max(len(s.ids) for s in row) <= limit for row in whole.responses.sequences]
         )

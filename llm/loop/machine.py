@@ -267,7 +267,8 @@ def _line(run: Path, iteration: int, count: int) -> str:
         for name, rate in (found.get("win_rates") or {}).items():
             if rate is None:  # the judge answered nothing
                 continue
-            parts.append(f"win rate against {name} {rate['mean']:.3f} [{rate['low']:.3f}, {rate['high']:.3f}]")
+            bounds = f" [{rate['low']:.3f}, {rate['high']:.3f}]" if rate["prompts"] > 1 else " (one prompt)"
+            parts.append(f"win rate against {name} {rate['mean']:.3f}{bounds}")
         exact = found.get("exact")
         if exact:
             parts.append(f"duality gap {exact['gap_last']:.4f}, of the average {exact['gap_average']:.4f}")

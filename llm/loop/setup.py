@@ -27,9 +27,11 @@ from nashpo.llm.quantized import check_optimizer
 from nashpo.llm.recipe.conversations import look
 from nashpo.llm.recipe.footprint import measure
 from nashpo.llm.recipe.model_limits import Limits, check_lengths, check_reference, check_tokens
+from nashpo.llm.recipe.objectives import check as check_loss
 from nashpo.llm.recipe.places import ADAPTER
 from nashpo.llm.recipe.requirements import Needs
 from nashpo.llm.recipe.schema import DataSpec, Recipe
+from nashpo.llm.recipe.state_objectives import at_level
 from nashpo.llm.sharding import asked_for, check_asked
 
 CACHE = "judge_cache.jsonl"
@@ -66,6 +68,8 @@ def prepare(run: Path, recipe: Recipe, ranks: Ranks, bars: Bars, say: Callable[[
     form, needs = recipe.rule.form(), Needs.of(recipe.rule.form())
     check_asked(recipe.training, ranks.world, device().type)
     check_optimizer(str(recipe.training.get("optim", "")))
+    loss = at_level(recipe.objective, recipe.conversation)
+    check_loss(loss, recipe.rule, recipe.iterations.count)
     bars.phase("model")
     build(run, recipe, ranks)
     origin = base(run, recipe)
@@ -75,7 +79,7 @@ def prepare(run: Path, recipe: Recipe, ranks: Ranks, bars: Bars, say: Callable[[
     ends, vocabulary = end_ids(tokenizer, model), model.get_input_embeddings().weight.shape[0]
     encoder = encoder_of(recipe.model, tokenizer, ends)
     fitting = Fitting(
-        recipe.training, lambda job: recipe.objective.build(recipe.rule, job), tokenizer, recipe.seed, bars.quiet, ranks
+        recipe.training, lambda job: loss.build(recipe.rule, job), tokenizer, recipe.seed, bars.quiet, ranks
     )
     bars.phase("data")
     plan = read_work(recipe, tiny_prompts(run, recipe), encoder, vocabulary)

@@ -8,6 +8,7 @@ import logging
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +17,13 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import PrinterCallback
 
+from nashpo.core.store import replace_file
 from nashpo.llm.config import SelfPlayConfig
 from nashpo.llm.known import stage_logprobs
 from nashpo.llm.loop.checkpoints import CompleteCheckpoints, LogFile, last_complete
 from nashpo.llm.loop.hub import OPTIONS
 from nashpo.llm.loop.phase import Phase
-from nashpo.llm.loop.policies import RunPolicies, label
+from nashpo.llm.loop.policies import ORIGINS, RunPolicies, label
 from nashpo.llm.loop.ranks import ALONE, Ranks
 from nashpo.llm.objectives import Objective
 from nashpo.llm.preferences import PreferenceData
@@ -90,8 +92,24 @@ def base_logprobs(
     responses: Responses,
     fitting: Fitting,
     progress: Callable[[str, int, int], None],
+    earlier: Sequence[Path] = (),
 ) -> dict[str, Tensor]:
-    """log π of every response under each of the policies, computed or read back."""
+    """log π of every response under each of the policies: computed, taken over or read back.
+
+    Parameters
+    ----------
+    folder : path
+        A file per policy.
+    key : str
+    policies : RunPolicies
+    names : sequence of str
+        Two may be one policy (the start and the reference): its numbers are computed once.
+    responses : Responses
+    fitting : Fitting
+    progress : callable
+    earlier : sequence of path
+        Folders in which the very same responses were scored before: a policy's numbers are taken over from there.
+    """
     ranks = fitting.ranks
     phase = Phase(folder, "logprobs", key, ranks)
     if not phase.committed:
@@ -100,7 +118,8 @@ def base_logprobs(
         args = fitting.arguments(folder, key)
         for number, name in enumerate(names):
             path = folder / f"{label(name)}.safetensors"
-            if not ranks.first(path.exists):
+            same = [other for other in (name, *ORIGINS) if policies.path(other) == policies.path(name)]
+            if not ranks.first(partial(_is_there, path, same, (folder, *earlier))):
                 with ranks.together(), policies.use(name) as model:
                     found = _logprobs(model, responses, args, fitting)
                 if ranks.is_first:
@@ -110,6 +129,14 @@ def base_logprobs(
             progress("logprobs", number + 1, len(names))
         phase.commit(policies=list(names), counts={"policies": len(names), "prompts": len(responses)})
     return {name: load_file(str(folder / f"{label(name)}.safetensors"))["logprobs"] for name in names}
+
+
+def _is_there(path: Path, same: Sequence[str], folders: Sequence[Path]) -> bool:
+    """Whether a file of log-probabilities is there, if need be as a copy of what was found under another name."""
+    for source in (folder / f"{label(name)}.safetensors" for folder in folders for name in same):
+        if not path.exists() and source.exists():
+            replace_file(path, source.read_bytes())
+    return path.exists()
 
 
 def _logprobs(model: torch.nn.Module, responses: Responses, args: SelfPlayConfig, fitting: Fitting) -> Tensor:
@@ -159,8 +186,6 @@ def train(
     ranks = fitting.ranks
     model_phase = Phase(result, "model", key, ranks)
     phase = Phase(folder, "train", key, ranks)
-    if model_phase.committed and phase.committed:
-        return
     if not model_phase.committed:
         phase.begin(stage=job.stage.writes)
         args = fitting.arguments(folder, key)
@@ -183,23 +208,24 @@ def train(
             steps = trainer.state.global_step
             state = whole_state(trainer, keep=ranks.is_first)
             del trainer
-            _write_model(model_phase, result, policies, model, state)
+            _write_model(model_phase, result, policies, model, state, steps)
+    if not phase.committed:
+        steps = model_phase.manifest.get("steps")  # not there in runs of earlier versions
+        counts = {"prompts": len(data)} | ({} if steps is None else {"steps": steps})
         phase.begin(stage=job.stage.writes)
-        phase.commit([LOG], stage=job.stage.writes, counts={"steps": steps, "prompts": len(data)})
-    elif not phase.committed:  # stopped between the two commits
-        phase.begin(stage=job.stage.writes)
-        phase.commit([LOG], stage=job.stage.writes, counts={"prompts": len(data)})
-    if ranks.is_first:
+        phase.commit([LOG], stage=job.stage.writes, counts=counts)
+    if ranks.is_first:  # also what a kill behind the last commit left
         for old in folder.glob("checkpoint-*"):
             shutil.rmtree(old)
 
 
 def _write_model(
-    phase: Phase, folder: Path, policies: RunPolicies, model: Any, state: Mapping[str, Tensor] | None
+    phase: Phase, folder: Path, policies: RunPolicies, model: Any, state: Mapping[str, Tensor] | None, steps: int
 ) -> None:
     """Weights, configuration and tokenizer; what an interrupted writing left is written over. The model card is no
-    part of it: it is written when the iterate has been evaluated."""
+    part of it: it is written when the iterate has been evaluated. The manifest tells the optimizer's steps, for the
+    training's own, which is written behind it."""
     phase.begin()
     if phase.ranks.is_first:
         policies.save(folder, model, state)
-    phase.commit(p.name for p in folder.iterdir() if p.is_file() and p.name != CARD)
+    phase.commit((p.name for p in folder.iterdir() if p.is_file() and p.name != CARD), steps=steps)

@@ -41,6 +41,7 @@ def gaps(folder: Path, changes: list[str]) -> list[float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--level", choices=("trajectory", "state"), help="only this one")
     parser.add_argument("changes", nargs="*", help="key=value, as on the command line of nashpo train")
     args = parser.parse_args()
     torch.set_num_threads(1)
@@ -51,6 +52,8 @@ def main() -> None:
                 ("trajectory", [f"sampling.K={leaves}"], 2 * leaves),
                 ("state", [f"sampling.K={first}", f"conversation.branches={later}", rows(first)], first + leaves),
             ):
+                if args.level not in (None, level):
+                    continue
                 runs = []
                 for seed in range(args.seeds):
                     folder = Path(home) / f"{level}-{leaves}-{seed}"

@@ -113,8 +113,9 @@ def _config(folder: Path, processes: int) -> str:
     from nashpo.llm.launch import accelerate_config
 
     text = accelerate_config("ddp").read_text()
-    text = text.replace("MULTI_GPU", "MULTI_CPU").replace("use_cpu: false", "use_cpu: true")
-    text = text.replace("num_processes: 8", f"num_processes: {processes}").replace("gpu_ids: all\n", "")
+    # The distributed type stays MULTI_GPU: with MULTI_CPU accelerate starts one process only, where there is no MPI.
+    text = text.replace("use_cpu: false", "use_cpu: true").replace("gpu_ids: all\n", "")
+    text = text.replace("num_processes: 8", f"num_processes: {processes}")
     path = folder / "ddp.yaml"
     path.write_text(text)
     return str(path)

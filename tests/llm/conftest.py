@@ -1,5 +1,6 @@
 """Tiny models and tokenizers for the tests of `nashpo.llm`: nothing is downloaded."""
 
+import gc
 import os
 import sys
 from pathlib import Path
@@ -8,10 +9,26 @@ sys.path.insert(0, str(Path(__file__).parent))  # helpers of this folder are imp
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
+
+
+@pytest.fixture(scope="module")
+def quick_runs() -> Iterator[None]:
+    """Runs on one thread, without pictures, and without a look through all that was imported whenever a trainer tidies
+    up: a tiny run's time is then a quarter."""
+    import torch
+
+    from nashpo.llm.loop import machine
+
+    torch.set_num_threads(1)
+    gc.freeze()
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(machine, "write_report", lambda run: (run / machine.REPORT).touch())
+        yield
+    gc.unfreeze()
 
 
 @pytest.fixture(scope="session")

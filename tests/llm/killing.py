@@ -9,6 +9,7 @@ started again, and so on; then it is left to finish and held against a run that 
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import os
 import random
@@ -143,14 +144,18 @@ def main() -> int:
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--keep", action="store_true", help="keep both runs, and print where")
+    parser.add_argument("--no-report", action="store_true", help="draw nothing, which takes a third of a tiny run")
     options = parser.parse_args()
     import torch
 
     torch.set_num_threads(1)
-    import nashpo.llm.loop.machine  # noqa: F401  # before the forks
+    from nashpo.llm.loop import machine  # before the forks
     from nashpo.llm.recipe.schema import load_recipe
 
+    if options.no_report:
+        machine.write_report = lambda run: (run / machine.REPORT).touch()
     recipe = load_recipe(options.recipe, options.changes)
+    gc.freeze()  # what was imported need not be looked through in every child
     folder = Path(tempfile.mkdtemp(prefix="nashpo-kills-"))
     result = kill_and_resume(recipe, folder, options.kills, options.seed)
     print(json.dumps(result, indent=1))

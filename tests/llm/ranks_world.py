@@ -179,6 +179,39 @@ def broken(folder: Path) -> dict[str, Any]:
     return {"first": play(folder / "broken", 2, spoil, *SHORT)}
 
 
+def asks(conversations: list[Any], seeds: list[int]) -> list[str | None]:
+    """The other side of `talking`, which writes down who asked."""
+    with open(os.environ["ASKED_BY"], "a") as file:
+        file.write(f"{os.environ.get('RANK', '0')}\n")
+    return [("red", "green", None)[seed % 3] for seed in seeds]
+
+
+def wins(prompts: list[str], firsts: list[str], seconds: list[str]) -> list[float]:
+    """The judge of `talking`."""
+    return [0.5 + 0.4 * ((len(a) > len(b)) - (len(a) < len(b))) for a, b in zip(firsts, seconds, strict=True)]
+
+
+def talking(folder: Path) -> dict[str, Any]:
+    """Conversations by one and by two processes: with a table, which each process has, and with a function, which all
+    would share."""
+    turns = [
+        "model.build={symbols: 3, length: 1, prompts: 7, turns: 2, hidden_size: 16, layers: 1, heads: 2}",
+        "conversation={turns: 2, level: state, branches: 2, text_template: ' {text} '}",
+        "sampling.max_new_tokens=1",
+        "training.max_steps=2",
+    ]
+    shared = [
+        "conversation.user={kind: function, function: 'ranks_world:asks'}",
+        "judge={kind: function, function: 'ranks_world:wins'}",
+    ]
+    found = {}
+    for name, changes in (("table", turns), ("function", [*turns, *shared])):
+        for world in (1, 2):
+            os.environ["ASKED_BY"] = str(folder / f"{name}-{world}.asked")
+            found[f"{name}-{world}"] = play(folder / f"{name}-{world}", world, calm, *SHORT, *changes)
+    return found
+
+
 def refused(folder: Path) -> dict[str, Any]:
     """What cannot be shared out, and what asks for sharding on the CPU."""
     odd = ("training.gradient_accumulation_steps=1", "training.per_device_train_batch_size=3")

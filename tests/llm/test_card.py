@@ -132,3 +132,16 @@ def test_a_card_needs_no_torch():
         "assert not {'torch', 'transformers', 'numpy'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_conversation_in_words():
+    """What the other side says is told text by text."""
+    says = ["Why is that?", "Shorter, please."]
+    recipe = RECIPE | {
+        "sampling": RECIPE["sampling"] | {"max_new_tokens": 1},
+        "conversation": {"turns": 3, "user": {"kind": "script", "says": says, "role": "user"}, "level": "trajectory"},
+    }
+    _, body = split(model_card(recipe, 1, RESULTS))
+    assert "| longest answer | 1 token |" in body
+    assert "| conversations | up to 3 answers; a response is a whole one |" in body
+    assert "| other side | script (says Why is that?; Shorter, please., role user) |" in body

@@ -36,6 +36,19 @@ def short(prompts, firsts, seconds):
 def nothing(prompts, firsts, seconds):
     return None
 
+def texts_alone(prompts, firsts, seconds):
+    return [len(a.strip()) > len(b.strip()) for a, b in zip(firsts, seconds)]
+
+def unknown(prompts, firsts, seconds):
+    return [{}[prompt] for prompt in prompts]
+
+def one(prompts):
+    return prompts
+
+class Needs:
+    def __init__(self, path):
+        pass
+
 class Longest:
     """As TRL's BasePairwiseJudge."""
 
@@ -147,6 +160,35 @@ def test_errors_of_answers() -> None:
         judge("short").compare(PAIRS)
     with pytest.raises(ValueError, match="judge 'users_judges:nothing' answered None; it must give a list"):
         judge("nothing").compare(PAIRS)
+
+
+def test_a_function_that_fails_is_one_line_with_its_place() -> None:
+    """Whatever it raises; the line of the function's own file is named, and none where it could not be called."""
+    turns = tuple({"role": role, "content": "a"} for role in ("assistant", "user", "assistant"))
+    conversations = [Pair([{"role": "user", "content": "x"}], turns, turns)]
+    place = (
+        SOURCE.splitlines().index("    return [len(a.strip()) > len(b.strip()) for a, b in zip(firsts, seconds)]") + 1
+    )
+    said = f"judge 'users_judges:texts_alone' failed with AttributeError: .* \\(users_judges.py, line {place}\\)$"
+    with pytest.raises(ValueError, match=said):
+        judge("texts_alone").compare(conversations)
+    with pytest.raises(ValueError, match="judge 'users_judges:unknown' failed with KeyError: 'x' "):
+        judge("unknown").compare(PAIRS)
+    with pytest.raises(ValueError, match="judge 'users_judges:one' failed with TypeError: .* were given$"):
+        judge("one").compare(PAIRS)
+    with pytest.raises(ValueError, match="judge.function: users_judges:Needs failed with TypeError: .*'path'$"):
+        judge("Needs")
+
+
+def test_a_module_that_cannot_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "users_mistake.py").write_text("def f(:\n")
+    (tmp_path / "users_failure.py").write_text("\nraise RuntimeError('no licence')\n")
+    with pytest.raises(ValueError, match="judge.function: importing 'users_mistake' .* failed with SyntaxError: "):
+        FunctionConfig(function="users_mistake:f").build("cpu")
+    said = r"failed with RuntimeError: no licence \(users_failure.py, line 2\)$"
+    with pytest.raises(ValueError, match=said):
+        FunctionConfig(function="users_failure:f").build("cpu")
 
 
 def test_a_module_that_is_not_there() -> None:

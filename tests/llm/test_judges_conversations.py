@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from nashpo.llm.evaluation import PolicySamples, cycles, longer_wins, summary, unanswered
+from nashpo.llm.evaluation import PolicySamples, summary
 from nashpo.llm.judges.api import APIJudge
 from nashpo.llm.judges.api_config import APIJudgeConfig
 from nashpo.llm.judges.cache import Cache, Keys
@@ -24,6 +24,7 @@ from nashpo.llm.judges.pairrm import FIRST, MARKERS, SECOND, SOURCE
 from nashpo.llm.judges.pairrm_turns import INSTRUCTION
 from nashpo.llm.judges.table import TableJudge
 from nashpo.llm.judges.train_reward import RewardTraining, train_reward_model
+from nashpo.llm.response_games import cycles, longer_wins, unanswered
 from nashpo.llm.transcript import response_text, transcript
 
 Turns = list[dict[str, str]]

@@ -1,15 +1,18 @@
-"""Runs on conversations: every rule at both levels, killed and gone on with, refused before anything is done."""
+"""Runs on conversations: rules at both levels, killed and gone on with, refused before anything is done."""
 
 import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from killing import differences
 from safetensors.torch import load_file
 from test_loop_rules import recipe, rows
 
+from nashpo.core.cli import main
 from nashpo.llm.loop.machine import train
 
 HERE = Path(__file__).parent
@@ -23,29 +26,29 @@ iterations: {count: 2, prompts: all}
 evaluation: {K: 2}
 output_dir: OUT
 """
+JUDGE = "judge={kind: function, function: 'test_loop_conversations:longer', form: pairs}"
 
 
-@pytest.fixture(autouse=True)
-def _one_thread() -> None:
-    torch.set_num_threads(1)
+pytestmark = pytest.mark.usefixtures("quick_runs")
 
 
-@pytest.mark.parametrize("level", ["trajectory", "state"])
 @pytest.mark.parametrize(
-    "rule",
+    ("rule", "level", "count"),
     [
-        "{name: sppo, eta: 1.0}",
-        "{name: onpo, eta: 1.0}",
-        "{name: onpo, eta: 0.5, variant: one_step}",  # asks for win rates against the policy before
-        "{name: egpo, eta: 1.0, tau: 0.1}",
-        "{name: nash-md, eta: 1.0, tau: 0.1}",  # samples a geometric mixture
-        "{name: iterative-dpo, tau: 1.0}",
+        ("{name: sppo, eta: 1.0}", "trajectory", 1),
+        ("{name: onpo, eta: 0.5, variant: one_step}", "trajectory", 2),  # asks for win rates against the policy before
+        ("{name: nash-md, eta: 1.0, tau: 0.1}", "trajectory", 1),  # samples a geometric mixture
+        ("{name: sppo, eta: 1.0}", "state", 1),
+        ("{name: onpo, eta: 1.0}", "state", 2),  # two stages, whose comparisons are with themselves
+        ("{name: onpo, eta: 0.5, variant: leader}", "state", 2),  # against the average of all policies before
+        ("{name: egpo, eta: 1.0, tau: 0.1}", "state", 1),  # samples two policies
+        ("{name: iterative-dpo, tau: 1.0}", "state", 1),  # learns from who beat whom
     ],
 )
-def test_rules_train_on_conversations_unchanged(tmp_path: Path, rule: str, level: str) -> None:
-    changes = [f"rule={rule}", f"conversation.level={level}", "conversation.branches=2"]
-    outcome = train(recipe(tmp_path, *changes[: 2 if level == "trajectory" else 3], text=TWO_TURNS))
-    assert outcome.new == 2
+def test_rules_train_on_conversations_unchanged(tmp_path: Path, rule: str, level: str, count: int) -> None:
+    changes = [f"rule={rule}", f"conversation.level={level}", f"iterations.count={count}", "conversation.branches=2"]
+    outcome = train(recipe(tmp_path, *changes[: 3 if level == "trajectory" else 4], text=TWO_TURNS))
+    assert outcome.new == count
     found = [row for row in rows(outcome.run) if row["phase"] == "train" and "loss" in row]
     assert all(torch.isfinite(torch.tensor(row["loss"])) for row in found)
     assert any(row["loss"] > 0 for row in found)
@@ -62,28 +65,69 @@ def test_rules_train_on_conversations_unchanged(tmp_path: Path, rule: str, level
 
 
 def test_kills_on_conversations_leave_no_trace(tmp_path: Path) -> None:
-    """Three kills at random moments over two iterations at the level of states: bit-identical ends."""
+    """Three kills at random moments of an iteration at the level of states: bit-identical ends."""
     path = tmp_path / "recipe.yaml"
-    text = TWO_TURNS.replace("max_steps: 2", "max_steps: 12").replace("save_steps: 2", "save_steps: 4")
+    text = TWO_TURNS.replace("max_steps: 2", "max_steps: 6").replace("count: 2", "count: 1")
     path.write_text(text.replace("turns: 2, text_template", "turns: 2, level: state, branches: 2, text_template"))
-    command = [sys.executable, str(HERE / "killing.py"), str(path), "--kills", "3", "--seed", "2"]
+    command = [sys.executable, str(HERE / "killing.py"), str(path), "--kills", "3", "--seed", "2", "--no-report"]
     found = subprocess.run(command, capture_output=True, text=True, check=False)
     assert found.returncode == 0, found.stdout + found.stderr
-    assert '"different": []' in found.stdout
-    assert '"repeated": []' in found.stdout
+    result = json.loads(found.stdout)
+    assert result["different"] == result["repeated"] == []
+    assert result["kills"] > 0
+
+
+class User:
+    """Says red or green, or nothing more; fails on call number ``fails``."""
+
+    calls = 0
+    fails: int | None = None
+
+
+def curious(conversations: list[Any], seeds: list[int]) -> list[str | None]:
+    """The other side of a test."""
+    User.calls += 1
+    if User.calls == User.fails:
+        raise KeyError("gone")
+    return [("red", "green", None)[seed % 3] for seed in seeds]
+
+
+def test_a_user_that_fails_halfway_loses_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One line, exit status 2, and the same command goes on to where an undisturbed run ends."""
+    monkeypatch.setitem(sys.modules, "curious_user", sys.modules[curious.__module__])
+    changes = ["conversation.user={kind: function, function: 'curious_user:curious'}", JUDGE, "sampling.shard=1"]
+    changes += ["iterations.count=1", "training.max_steps=1"]
+    monkeypatch.setattr(User, "fails", None)
+    monkeypatch.setattr(User, "calls", 0)
+    calm = train(recipe(tmp_path / "calm", *changes, text=TWO_TURNS))
+    asked = User.calls
+    assert asked == 3 + 2 * 3  # three shards of samples, and of two policies' evaluation, one later turn each
+    monkeypatch.setattr(User, "fails", 2)
+    monkeypatch.setattr(User, "calls", 0)
+    recipe(tmp_path / "hit", *changes, text=TWO_TURNS)
+    command = ["train", str(tmp_path / "hit/recipe.yaml"), f"output_dir={tmp_path / 'hit/run'}", *changes, "--quiet"]
+    assert main(command) == 2
+    told = capsys.readouterr().err
+    assert told.count("\n") == 1
+    assert "iteration 1, samples: user 'curious_user:curious' failed with KeyError: 'gone'; what was finished" in told
+    assert [path.name for path in tmp_path.glob("hit/run/iterations/001/samples/*.jsonl")] == ["00000.jsonl"]
+    assert main(command) == 0
+    assert User.calls == asked + 1  # the call that failed, and none that was answered before
+    assert differences(calm.run, tmp_path / "hit/run") == []
 
 
 def test_the_other_sides_words_change_the_run_and_its_keys(tmp_path: Path) -> None:
     """Another user makes other conversations, and a run that began with one is not gone on with the other."""
     says = "conversation.user={{kind: script, says: [{}]}}"
-    judge = "judge={kind: function, function: 'test_loop_conversations:longer', form: pairs}"
     for word in ("red", "green"):
-        outcome = train(recipe(tmp_path / word, says.format(word), judge, text=TWO_TURNS))
+        outcome = train(recipe(tmp_path / word, says.format(word), JUDGE, "iterations.count=1", text=TWO_TURNS))
         lines = (outcome.run / "iterations/001/samples/00000.jsonl").read_text().splitlines()
         turns = [one["turns"] for line in lines for one in json.loads(line)["completions"]]
         assert {turn[1]["content"] for turn in turns} == {word}
     with pytest.raises(ValueError, match=r"conversation\.user"):
-        train(recipe(tmp_path / "red", says.format("green"), judge, text=TWO_TURNS))
+        train(recipe(tmp_path / "red", says.format("green"), JUDGE, "iterations.count=1", text=TWO_TURNS))
 
 
 def longer(prompts: list[str], firsts: list[str], seconds: list[str]) -> list[float]:
@@ -102,6 +146,8 @@ def longer(prompts: list[str], firsts: list[str], seconds: list[str]) -> list[fl
         (["conversation.level=state", "sampling.K=64"], "4,096 conversations per prompt"),
         (["conversation.user={kind: parrot}"], r"conversation\.user\.kind"),
         (["conversation.user={kind: script, path: nowhere.jsonl}"], "nowhere.jsonl"),
+        (["conversation.level=state", "objective=labelled"], "labelled margin is wrong at conversation.level = state"),
+        (["conversation.level=state", "rule={name: sppo, eta: 1}", "objective=pointwise"], "set objective=pairwise"),
     ],
 )
 def test_a_mistake_is_one_line_before_anything_is_sampled(tmp_path: Path, changes: list[str], line: str) -> None:

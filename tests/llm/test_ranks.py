@@ -18,7 +18,7 @@ from nashpo.llm.recipe.training import shared
 from nashpo.llm.sharding import asked_for, check_asked
 
 HERE = Path(__file__).parent
-SCENARIOS = ("group", "worlds", "killed", "full", "broken", "refused")
+SCENARIOS = ("group", "worlds", "talking", "killed", "full", "broken", "refused")
 
 
 @pytest.fixture(scope="module")
@@ -91,6 +91,34 @@ def close(one: Path, other: Path) -> None:
         }
         for name in numbers:
             np.testing.assert_allclose(got[name], expected[name], rtol=1e-4, atol=1e-5, err_msg=name)
+
+
+@pytest.mark.parametrize("user", ["table", "function"])
+def test_two_processes_have_the_conversations_of_one(world: Path, user: str) -> None:
+    """The same samples, judgements and log-probabilities under the start, byte for byte; weights to 1e-5."""
+    assert found(world, "talking")[f"{user}-1"] == [0]
+    assert found(world, "talking")[f"{user}-2"] == [0, 0]
+    one, two = contents(world / f"{user}-1"), contents(world / f"{user}-2")
+    names = [
+        n
+        for n in one
+        if n.startswith("iterations") and n.endswith((".jsonl", "start.safetensors")) and "train" not in n
+    ]
+    assert len([name for name in names if "/samples/" in name]) == 3
+    assert not [name for name in names if one[name] != two[name]]
+    row = json.loads(one["iterations/001/samples/00000.jsonl"].splitlines()[0])
+    assert len(row["completions"]) == 8
+    assert any(len(completion.get("turns", ())) == 3 for completion in row["completions"])
+    weights = "iterations/001/model/model.safetensors"
+    expected, got = (load_file(world / f"{user}-{n}" / weights) for n in (1, 2))
+    for key in expected:
+        np.testing.assert_allclose(got[key], expected[key], rtol=0, atol=1e-5, err_msg=key)
+
+
+def test_what_all_processes_would_share_is_asked_by_the_first(world: Path) -> None:
+    """As often as by one process alone."""
+    one, two = ((world / f"function-{n}.asked").read_text().split() for n in (1, 2))
+    assert one == two == ["0"] * 3  # the shards of samples
 
 
 def test_only_the_first_process_tells_and_writes(world: Path) -> None:

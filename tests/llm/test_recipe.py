@@ -349,7 +349,7 @@ def test_packaged_recipes_say_what_they_are_and_mark_every_value() -> None:
     }
     assert papers | {"self-play-small", "self-play-conversation", "tiny", "tiny-multiturn"} <= set(library.names())
     for name in library.names():
-        assert library.about(name)
+        assert library.about(name).endswith(".")  # the one line that `--list` shows is a whole sentence
     marks = (
         "paper",
         "official code",
