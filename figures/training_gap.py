@@ -13,17 +13,19 @@ from nashpo.figures.training_run import Interval, TrainingRun
 TITLE = "The duality gap of the policies, beside the prediction"
 CAPTION = (
     "Exact duality gap (0 is a Nash equilibrium, 1 the worst) of the policy after each iteration, computed by"
-    " enumerating all responses. The prediction plays the same rule exactly on the same game: where win rates are"
-    " estimated from K samples per prompt, its band is what that sampling alone does over repeated plays, and the line"
-    " its median. Of conversations the exact play is drawn too, which knows every win rate and what the other side"
-    " says; an average draws one of its policies per conversation. The certificate is an upper bound on the gap of the"
-    " average that follows from what training left over at every step; it is drawn where it is at most 1, the largest"
-    " gap there is."
+    " enumerating all responses. The prediction plays the same rule exactly on the same game. Of conversations the"
+    " exact play is drawn too, which knows every win rate and what the other side says; an average draws one of its"
+    " policies per conversation. The certificate is an upper bound on the gap of the average that follows from what"
+    " training left over at every step; it is drawn where it is at most 1, the largest gap there is."
+)
+BAND = (
+    " Win rates are estimated from K samples per prompt: the band is what that sampling alone does over repeated plays"
+    " of the prediction, and the line in it their median."
 )
 PREDICTED_LAST = RuleStyle("predicted, last", style.ORANGE, "", (0, (1, 1)))
 PREDICTED_AVERAGE = RuleStyle("predicted, average", style.SKY, "", (0, (1, 1)))
-EXACT_LAST = RuleStyle("exact play, last", style.PURPLE, "", (0, (4, 2)))
-EXACT_AVERAGE = RuleStyle("exact play, average", style.GREEN, "", (0, (4, 2)))
+EXACT_LAST = RuleStyle("exact play, last", style.PURPLE, "D", (0, (4, 2)))
+EXACT_AVERAGE = RuleStyle("exact play, average", style.GREEN, "^", (0, (4, 2)))
 CERTIFICATE = RuleStyle("certificate of the average", style.GREY, "x", (0, (4, 3)))
 CURVES = (
     ("gap_last", training_style.LAST, PREDICTED_LAST, EXACT_LAST),
@@ -36,6 +38,12 @@ LOWEST = 1e-16
 def missing(run: TrainingRun) -> str:
     """Why the figure cannot be drawn of this run; empty where it can."""
     return "" if run.series("exact", "gap_last") else "no exact evaluation (`evaluation.exact` in the recipe)"
+
+
+def caption(run: TrainingRun) -> str:
+    """`CAPTION`, and what the band is where one is drawn."""
+    bands = [v for key, *_ in CURVES for v in run.series("exact", "prediction", key).values()]
+    return CAPTION + BAND if any(v.low < v.high for v in bands) else CAPTION
 
 
 def draw(run: TrainingRun) -> Figure:

@@ -171,7 +171,8 @@ def cite(bibtex: str) -> str:
 
 def _picture(run: TrainingRun, name: str, module: Any) -> str:
     image = base64.b64encode(style.png(module.draw(run), DPI)).decode()
-    return page.figure(name, module.TITLE, module.CAPTION, image)
+    caption = module.caption(run) if hasattr(module, "caption") else module.CAPTION
+    return page.figure(name, module.TITLE, caption, image)
 
 
 def _count(value: Any) -> float:

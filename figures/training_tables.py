@@ -6,7 +6,7 @@ from html import escape
 
 from nashpo.figures import page
 from nashpo.figures.training_facts import asymmetry, cyclic_share, longer_wins, sample_gap, sample_tokens
-from nashpo.figures.training_run import Interval, Iteration, Phase, TrainingRun, number
+from nashpo.figures.training_run import Interval, Iteration, Phase, TrainingRun, at, number
 
 LOSS = "loss"
 Cell = Callable[[Iteration], str]
@@ -14,8 +14,9 @@ Cell = Callable[[Iteration], str]
 
 def iterations(run: TrainingRun) -> str:
     """A column per iteration and a row per figure; figures of which nothing is known are left out."""
+    heads = AT_STATES if _at_states(run) else {}
     rows = [
-        [escape(head), *(escape(text) or "–" for text in texts)]
+        [escape(heads.get(head, head)), *(escape(text) or "–" for text in texts)]
         for head, cell in ROWS
         if any(texts := [cell(iteration) for iteration in run.iterations])
     ]
@@ -23,13 +24,16 @@ def iterations(run: TrainingRun) -> str:
 
 
 def phases(run: TrainingRun) -> str:
-    """Seconds and counts of every phase that is done."""
+    """Seconds and counts of every phase that is done; what a stage calls prompts are states at their level."""
+    of_states = ("logprobs", "train") if _at_states(run) else ()
     parts: list[tuple[str, Iterable[Phase]]] = [("before", run.before)] if run.before else []
     parts += [(f"iteration {i.number}", i.phases) for i in run.iterations]
     rows = []
     for part, done in parts:
         for phase in done:
-            counts = ", ".join(f"{key.replace('_', ' ')} {count(value)}" for key, value in phase.counts.items())
+            words = {"prompts": "states"} if phase.kind in of_states else {}
+            named = [(words.get(key, key.replace("_", " ")), value) for key, value in phase.counts.items()]
+            counts = ", ".join(f"{key} {count(value)}" for key, value in named)
             seconds = "–" if phase.seconds is None else f"{phase.seconds:,.1f}"
             rows.append([escape(part), escape(phase.name), seconds, escape(counts)])
     table = page.table(("part", "phase", "seconds", "counts"), rows, "plain")
@@ -37,7 +41,12 @@ def phases(run: TrainingRun) -> str:
 
 
 def dropped(run: TrainingRun) -> str:
-    """How many prompts were judged and not trained on, with the reasons that the manifests tell."""
+    """How many prompts were judged and not trained on, with the reasons that the manifests tell.
+
+    Nothing at the level of states, where what is trained on are no prompts.
+    """
+    if _at_states(run):
+        return ""
     lines = dict[str, None]()  # a line that holds of several stages stands once
     for i in run.iterations:
         counts = {phase.name: phase.counts for phase in i.phases}
@@ -78,9 +87,11 @@ def measured(value: Interval | None, digits: int = 3) -> str:
 
 
 def count(value: object) -> str:
-    """A count, a share, or a mapping of them, in one line."""
+    """A count, a share, or a list or mapping of them, in one line."""
     if isinstance(value, Mapping):
         return "(" + ", ".join(f"{key} {count(part)}" for key, part in value.items()) + ")"
+    if isinstance(value, list):
+        return "(" + ", ".join(map(count, value)) + ")"
     plain = number(value)
     if plain is None:
         return "unknown" if value is None else str(value)
@@ -103,6 +114,18 @@ def _last_loss(iteration: Iteration) -> str:
     return ", ".join(f"{stage} {value:.4g}" for stage, value in known.items())
 
 
+def _at_states(run: TrainingRun) -> bool:
+    """Whether every answer of a conversation takes the step by itself."""
+    return at(run.recipe, "conversation", "level") == "state"
+
+
+def _went_on(iteration: Iteration) -> str:
+    """Of the first answers how many were followed by a second one."""
+    counts = next((phase.counts for phase in iteration.phases if phase.name == "samples"), {})
+    states, answers = (found if isinstance(found := counts.get(key), list) else [] for key in ("states", "answers"))
+    return f"{count(states[1])} of {count(answers[0])}" if len(states) > 1 and answers else ""
+
+
 def _share(value: float | None) -> str:
     return "" if value is None else f"{value:.3f}"
 
@@ -121,6 +144,7 @@ ROWS: tuple[tuple[str, Cell], ...] = (
     ("KL to reference, nats", lambda i: measured(i.interval("kl", "reference"), 2)),
     ("tokens per response", lambda i: measured(i.interval("lengths", "current"), 1)),
     ("samples: K × K gap", lambda i: measured(sample_gap(i))),
+    ("samples: first answers with a second one behind", _went_on),
     ("samples: tokens", lambda i: measured(sample_tokens(i), 1)),
     ("samples: win rate of the longer one", lambda i: _share(longer_wins(i))),
     ("samples: share of cyclic triples", lambda i: _share(cyclic_share(i))),
@@ -128,3 +152,5 @@ ROWS: tuple[tuple[str, Cell], ...] = (
     ("last training loss", _last_loss),
 )
 """Name and cell of every row that there may be."""
+AT_STATES = {"samples: K × K gap": "samples: gap among all conversations, dependent where they share answers"}
+"""Other names where a prompt's conversations are the leaves of a tree."""

@@ -120,7 +120,12 @@ def _talk_words(talk: Json) -> str:
     if not talk:
         return ""
     state = talk.get("level") == "state"
-    step = "every answer takes the step by itself, on estimates of Q" if state else "a response is a whole one"
+    step = "a response is a whole one"
+    if state:
+        step = (
+            "every answer takes the step by itself, on estimates of Q: for P(y ≻ π) in the rule stands the win rate"
+            " against π of the whole conversations that go on from the answer y"
+        )
     branches = f", {talk['branches']} continuations at later states" if state and talk.get("branches") else ""
     return f"up to {talk.get('turns')} answers; {step}{branches}"
 

@@ -36,6 +36,11 @@ Samples = Sequence[Sequence[Completion]]
 class Level(Protocol):
     """Turns samples and win rates into what is fitted."""
 
+    @property
+    def rows(self) -> str:
+        """What a row of what is fitted stands for, for messages: ``prompts`` or ``states``."""
+        ...
+
     def answer(self, prompts: Sequence[Prompt], samples: Samples, wins: Tensor, own: bool) -> Answer:
         """Responses with centred payoffs; ``own`` where the samples were compared among themselves."""
         ...
@@ -60,6 +65,11 @@ def scored(prompt: Prompt, completion: Completion) -> Scored:
 class Trajectory:
     """A response is all that was drawn behind the prompt."""
 
+    @property
+    def rows(self) -> str:
+        """``prompts``."""
+        return "prompts"
+
     def responses(self, prompts: Sequence[Prompt], samples: Samples) -> Responses:
         """One row per prompt, named by it."""
         rows = [[scored(p, c) for c in row] for p, row in zip(prompts, samples, strict=True)]
@@ -76,6 +86,34 @@ class Trajectory:
     def compared(self, responses: Responses, prompts: Sequence[Prompt]) -> Tensor:
         """All rows."""
         return torch.tensor([len(row) for row in responses.sequences])
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """How much was drawn as the assistant's n-th turn.
+
+    Attributes
+    ----------
+    states : int
+        At which this turn was drawn: of the prompt, 1; later as many as there are answers before it that were followed.
+    answers, tokens : int
+        The assistant's.
+    between : int
+        Tokens between the answers before and these, the other side's among them.
+    """
+
+    states: int = 0
+    answers: int = 0
+    tokens: int = 0
+    between: int = 0
+
+    def __add__(self, other: Drawn) -> Drawn:
+        return Drawn(
+            self.states + other.states,
+            self.answers + other.answers,
+            self.tokens + other.tokens,
+            self.between + other.between,
+        )
 
 
 @dataclass(frozen=True)
@@ -110,6 +148,11 @@ class State:
 
     draws: tuple[int, ...]
 
+    @property
+    def rows(self) -> str:
+        """``states``."""
+        return "states"
+
     def _states(self) -> Iterator[_State]:
         """All that there can be, the prompt first."""
         for depth, width in enumerate(self.draws):
@@ -122,6 +165,16 @@ class State:
         for state in self._states():
             if len(spans(row[state.first])) > state.depth:
                 yield state
+
+    def drawn(self, row: Sequence[Completion]) -> list[Drawn]:
+        """What was drawn behind a prompt, by the assistant's turns: each answer once, however many leaves share it."""
+        found = [Drawn() for _ in self.draws]
+        for state in self._reached(row):
+            where = [spans(row[state.leaf(j)])[state.depth] for j in range(state.width)]
+            before = spans(row[state.first])[state.depth - 1][1] if state.depth else 0
+            between = where[0][0] - before
+            found[state.depth] += Drawn(1, state.width, sum(end - begin for begin, end in where), between)
+        return found
 
     def responses(self, prompts: Sequence[Prompt], samples: Samples) -> Responses:
         """One row per state, named by its prompt and its place in the tree."""

@@ -18,7 +18,8 @@ def setting(help: str, default: Any = MISSING, **metadata: Any) -> Any:
 def require(name: str, value: Any, fits: bool, wanted: str) -> None:
     """ValueError that says what ``conversation.name`` must be, unless it fits."""
     if not fits:
-        raise ValueError(f"conversation.{name} is {value!r}; it must be {wanted}")
+        shown = list(value) if isinstance(value, tuple) else value  # as the recipe's list
+        raise ValueError(f"conversation.{name} is {shown!r}; it must be {wanted}")
 
 
 def whole(value: Any, least: int) -> bool:

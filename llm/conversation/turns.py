@@ -162,7 +162,13 @@ class TurnWriter:
     def _by_template(self, messages: list[Mapping[str, Any]], reply: Message, finished: bool) -> list[int]:
         header = self.encoder.chat(messages[:-1], answered=False)
         answered = self.encoder.chat(messages, answered=True)
-        following = self.encoder.chat([*messages, reply], answered=False)
+        try:
+            following = self.encoder.chat([*messages, reply], answered=False)
+        except ValueError as error:  # up to the answer it takes them
+            raise ValueError(
+                f"{error}; let conversation.user.role, or the role of the function's messages, be one that it takes"
+                f" behind an answer and not {reply['role']!r}, or take another template"
+            ) from None
         header_text = self.encoder.chat_text(messages[:-1], answered=False)
         answered_text = self.encoder.chat_text(messages, answered=True)
         if answered[: len(header)] != header:  # where only a token was merged across the header's end, all is well

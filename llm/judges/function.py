@@ -3,7 +3,9 @@
 Shapes: N pairs. The forms, chosen by name:
 
 - ``pairs``: ``f(prompts, firsts, seconds)`` gives N probabilities that the first response wins; None abstains. A
-  response of several turns is a list of its messages where the prompt is one too, and its transcript otherwise.
+  response is a text. In a run on conversations, and wherever one response of a call has several turns, all responses to
+  prompts of messages are lists of messages, also one that ended after its first answer; behind a prompt that is text a
+  response of several turns is its transcript.
 - ``ranks``: an object with ``judge(prompts, completions, shuffle_order=False)``, completions N lists of two, gives the
   place of the better one, 0 or 1, and −1 where it failed (TRL's BasePairwiseJudge). Responses are texts, of several
   turns their transcripts.
@@ -42,6 +44,8 @@ class FunctionJudge:
     form: str
     antisymmetric = False
     shared = True
+    conversations = False
+    """Whether responses are those of a run on conversations, also where all of a call ended after one answer."""
 
     def __init__(self, target: str, function: Any) -> None:
         self.name = target
@@ -90,8 +94,9 @@ class Pairs(FunctionJudge):
 
     def compare(self, pairs: Sequence[Pair]) -> list[Verdict]:
         """As the function says."""
-        firsts = [_given(p.prompt, p.first) for p in pairs]
-        seconds = [_given(p.prompt, p.second) for p in pairs]
+        whole = self.conversations or not all(isinstance(one, str) for p in pairs for one in (p.first, p.second))
+        firsts = [_given(p.prompt, p.first, whole) for p in pairs]
+        seconds = [_given(p.prompt, p.second, whole) for p in pairs]
         answers = self._ask([p.prompt for p in pairs], firsts, seconds)
         return [a if isinstance(a, Verdict) else Verdict(_plain(a)) for a in self._list(answers, len(pairs), "pairs")]
 
@@ -141,7 +146,7 @@ class Reward(FunctionJudge):
         """σ(r_first − r_second); an abstention where a reward is None."""
         asked = {(canonical(p.prompt), identity(one)): (p.prompt, one) for p in pairs for one in (p.first, p.second)}
         prompts = [prompt for prompt, _ in asked.values()]
-        completions = [_completion(prompt, response) for prompt, response in asked.values()]
+        completions = [_given(prompt, response, True) for prompt, response in asked.values()]
         answers = self._list(self._ask(prompts=prompts, completions=completions), len(asked), "completions")
         rewards = dict(zip(asked, map(_plain, answers), strict=True))
         keys = [(canonical(p.prompt), identity(p.first), identity(p.second)) for p in pairs]
@@ -168,22 +173,20 @@ def _plain(answer: Any) -> Any:
     return answer.item() if hasattr(answer, "item") else answer
 
 
-def _given(prompt: Text, response: Response) -> Response:
-    """A response as the form ``pairs`` hands it over; messages are copies, which the function may change."""
-    if isinstance(response, str) or isinstance(prompt, str):
+def _given(prompt: Text, response: Response, messages: bool) -> Response:
+    """A response as a function gets it: a text behind a text, otherwise messages, which are copies that it may change.
+
+    A response of one turn is a message only where ``messages`` are asked for.
+    """
+    if isinstance(prompt, str) or (isinstance(response, str) and not messages):
         return response_text(response)
+    if isinstance(response, str):
+        return [{"role": "assistant", "content": response}]
     return [dict(turn) for turn in response]
 
 
 def _texts(pairs: Sequence[Pair]) -> list[list[str]]:
     return [[response_text(p.first), response_text(p.second)] for p in pairs]
-
-
-def _completion(prompt: Text, response: Response) -> Any:
-    given = _given(prompt, response)
-    return (
-        [{"role": "assistant", "content": given}] if isinstance(given, str) and not isinstance(prompt, str) else given
-    )
 
 
 def _odds(first: float | None, second: float | None) -> Verdict:

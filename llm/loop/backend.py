@@ -9,7 +9,7 @@ Shapes: B prompts with K responses each.
 """
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -89,11 +89,13 @@ class RunBackend:
         Prompts per file of samples.
     seed : int
     max_abstained : float
-        Largest share of an iteration's prompts that may be left out because the judge abstained.
+        Largest share of an iteration's rows (prompts, or states) that may be left out because the judge abstained.
     progress : callable
         Of (phase, done, of how many).
     t : int
         The iteration that is under way.
+    say : callable
+        Gets a line for people.
     """
 
     run: Path
@@ -110,6 +112,8 @@ class RunBackend:
     max_abstained: float
     progress: Progress
     t: int = 0
+    say: Callable[[str], None] = lambda text: None
+    _told: set[Path] = field(default_factory=set)
     _stage: int = 0
     _places: dict[tuple[str, str], Path] = field(default_factory=dict)
     _answers: dict[str, Answer] = field(default_factory=dict)
@@ -224,7 +228,11 @@ class RunBackend:
         # The same policy may be asked again in a later iteration (an average's), for other responses.
         seed = derived_seed(self.seed, f"samples/{self.t}")
         ranks = self.fitting.ranks
-        return sample(place, self.engine, source, prompts, self.shard, seed, self.progress, ranks)[0]
+        found, counts = sample(place, self.engine, source, prompts, self.shard, seed, self.progress, ranks)
+        if place not in self._told and (line := _ended_early(counts)):
+            self.say(f"iteration {self.t + 1}, {place.relative_to(self.folder)}: {line}")
+        self._told.add(place)
+        return found
 
     def _united(self, policy: Policy | list[Policy]) -> Samples:
         """The union of the iterates' responses for an average."""
@@ -267,7 +275,7 @@ class RunBackend:
         return name
 
     def _usable(self, answers: Sequence[tuple[float, Answer]], own: bool) -> tuple[StageData, Report, Tensor]:
-        """The stage's data without the prompts on which a comparison is missing or that are too long."""
+        """The stage's data without the rows on which a comparison is missing or that are too long."""
         whole = StageData.from_answers(answers)
         limit = self.fitting.training.get("max_length", 1024)
         judged = torch.where(whole.responses.weights > 0, whole.target, 0.0).isfinite().all(-1)
@@ -280,7 +288,7 @@ class RunBackend:
         abstained = int((~judged).sum())
         if abstained > self.max_abstained * len(judged):
             raise ValueError(
-                f"the judge abstained on {abstained} of {len(judged)} prompts, more than max_abstained ="
+                f"the judge abstained on {abstained} of {len(judged)} {self.level.rows}, more than max_abstained ="
                 f" {self.max_abstained:g}: look at {self.folder / 'judgements'}, mend the judge, delete that folder and"
                 " run the same command again"
             )
@@ -288,7 +296,9 @@ class RunBackend:
         dropped = {"too_long": int((~short).sum()), "identical": int((short & ~different).sum())}
         report = Report(len(judged), len(keep), {name: n for name, n in dropped.items() if n}, {})
         if not keep:
-            raise ValueError(f"no prompt of iteration {self.t + 1} is left to train on: {report}, {abstained} unjudged")
+            raise ValueError(
+                f"no {self.level.rows} of iteration {self.t + 1} are left to train on: {report}, {abstained} unjudged"
+            )
         stage = _rows(whole, keep)
         compared = self.level.compared(stage.responses, self.work(self.t).prompts)
         return stage, report, compared if own else torch.zeros_like(compared)
@@ -306,6 +316,16 @@ def _short(policy: Policy | list[Policy]) -> str:
     if isinstance(policy, list):
         return "average"
     return policy.rpartition("/")[2] if isinstance(policy, str) else "mixture"
+
+
+def _ended_early(counts: Mapping[str, Any]) -> str:
+    """What people should know where most conversations ended after one answer; empty where they went on."""
+    first = counts.get("answers", [0])[0]
+    followed = sum(counts.get("states", [])[1:2])
+    if 2 * followed >= first:
+        return ""
+    were = f"{followed} of {first} first answers were" if followed else f"none of {first} first answers was"
+    return f"{were} followed by a second one: the other side ended the conversation, or another answer had no room"
 
 
 def _with_pairs(pairs: Pairs, responses: Responses) -> Answer:

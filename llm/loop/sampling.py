@@ -5,10 +5,11 @@ a run that was killed in the middle of a shard makes the same file again.
 """
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from nashpo.llm.conversation.levels import Drawn, State
 from nashpo.llm.engines.engine import Completion, Engine
 from nashpo.llm.loop.phase import Phase, key_of, read_lines, write_lines
 from nashpo.llm.loop.policies import Source
@@ -19,6 +20,8 @@ from nashpo.llm.sampling import derived_seed
 Samples = list[tuple[Completion, ...]]
 NOT_IN_KEY = ("versions", "batch_size", "batch_tokens", "cache_tokens")
 """Of an engine's description: what may differ between the begin and the end of a phase."""
+COUNTS = "counts"
+"""In a shard's first line: what the engine counted while it drew the shard, if anything."""
 Progress = Callable[[str, int, int], None]
 """Of (what is done, how many are done, of how many)."""
 
@@ -48,7 +51,10 @@ def sample(
 
     Returns
     -------
-    B tuples of K Completion, and the phase's counts
+    B tuples of K Completion, and the phase's counts: ``prompts``, ``responses`` (whole conversations), ``tokens`` (the
+    policy's that were drawn, each once), ``finished`` and ``retokenized`` responses; of conversations ``turns`` (the
+    policy's answers, each once), by turns the ``states`` at which they were drawn and the ``answers``, and
+    ``other_side_tokens``; and what the engine counted
     """
     about, by_first = engine.describe(), is_shared(engine)
     settings = {name: value for name, value in about.items() if name not in NOT_IN_KEY}
@@ -62,13 +68,17 @@ def sample(
         with ranks.together():
             for done, number in enumerate(ranks.deal(missing, by_first), 1):
                 some = prompts[number * shard : (number + 1) * shard]
+                before = Counter(_own(engine))
                 drawn = engine.sample(policy, some, derived_seed(seed, f"{key}/{number}"))
                 _check(drawn, some)
-                write_lines(folder / _name(number), (_line(p, row) for p, row in zip(some, drawn, strict=True)))
+                lines = [_line(p, row) for p, row in zip(some, drawn, strict=True)]
+                if seen := Counter(_own(engine)) - before:
+                    lines[0][COUNTS] = dict(seen)
+                write_lines(folder / _name(number), lines)
                 left = len(missing) - done * (1 if by_first else ranks.world)
                 progress("samples", min(len(prompts), (count - max(0, left)) * shard), len(prompts))
-        found = _read(folder, len(prompts), shard)
-        counts = {**_counts(found), **getattr(engine, "counts", {})}
+        draws = about.get("conversation", {}).get("draws", ())
+        counts = {**_counts(_read(folder, len(prompts), shard), draws), **_seen(folder, len(prompts), shard)}
         phase.commit(policy=list(policy.factors), engine=about, seed=seed, counts=counts)
         engine.close()  # an engine of its own memory makes room for the trainer
     return _read(folder, len(prompts), shard), phase.manifest["counts"]
@@ -95,20 +105,44 @@ def _check(drawn: Samples, prompts: Sequence[Prompt]) -> None:
         )
 
 
+def _lines(folder: Path, count: int, shard: int) -> Iterator[dict[str, Any]]:
+    for number in range(-(-count // shard)):
+        yield from read_lines(folder / _name(number))
+
+
 def _read(folder: Path, count: int, shard: int) -> Samples:
-    files = [folder / _name(number) for number in range(-(-count // shard))]
-    return [tuple(Completion.from_json(c) for c in line["completions"]) for path in files for line in read_lines(path)]
+    return [tuple(Completion.from_json(c) for c in line["completions"]) for line in _lines(folder, count, shard)]
 
 
-def _counts(samples: Samples) -> dict[str, int]:
-    counts: Counter[str] = Counter()
-    for row in samples:
-        counts["prompts"] += 1
-        counts["responses"] += len(row)
-        counts["tokens"] += sum(c.scored for c in row)
-        if any(c.turns is not None for c in row):
-            counts["turns"] += sum(1 if c.turns is None else (len(c.turns) + 1) // 2 for c in row)
-            counts["other_side_tokens"] += sum(len(c.ids) - c.scored for c in row)
-        counts["finished"] += sum(c.finished for c in row)
-        counts["retokenized"] += sum(c.retokenized for c in row)
-    return dict(counts)
+def _own(engine: Engine) -> Mapping[str, int]:
+    """What an engine has counted since it was made, in this process."""
+    found: Mapping[str, int] = getattr(engine, "counts", {})
+    return found
+
+
+def _seen(folder: Path, count: int, shard: int) -> dict[str, int]:
+    """What the engine counted while it drew what is stored, in any process."""
+    return dict(sum((Counter(line.get(COUNTS, {})) for line in _lines(folder, count, shard)), Counter()))
+
+
+def _counts(samples: Samples, draws: Sequence[int]) -> dict[str, Any]:
+    """Of what is stored; ``draws`` are the answers at each state of a depth where these are conversations."""
+    rows = [completion for row in samples for completion in row]
+    of_rows = {
+        "finished": sum(c.finished for c in rows),
+        "retokenized": sum(c.retokenized for c in rows),
+    }
+    counts: dict[str, Any] = {"prompts": len(samples), "responses": len(rows)}
+    if not draws:
+        return {**counts, "tokens": sum(c.scored for c in rows), **of_rows}
+    tree = State(tuple(draws))
+    found = [tree.drawn(row) for row in samples]
+    turns = [sum(depth, Drawn()) for depth in zip(*found, strict=True)]
+    whole = sum(turns, Drawn())
+    said = {
+        "turns": whole.answers,
+        "states": [turn.states for turn in turns],
+        "answers": [turn.answers for turn in turns],
+        "other_side_tokens": whole.between,
+    }
+    return {**counts, "tokens": whole.tokens, **said, **of_rows}

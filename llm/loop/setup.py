@@ -11,6 +11,7 @@ from torch import nn
 from nashpo.llm.engines.engine import Engine, EngineContext
 from nashpo.llm.judges.cache import Cache
 from nashpo.llm.judges.config import TableConfig
+from nashpo.llm.judges.function import FunctionJudge
 from nashpo.llm.judges.judge import Judge
 from nashpo.llm.judges.scoring import ScoringJudge
 from nashpo.llm.loop.backend import RunBackend
@@ -89,6 +90,8 @@ def prepare(run: Path, recipe: Recipe, ranks: Ranks, bars: Bars, say: Callable[[
     bars.phase("judge")
     judge = judge_of(run, recipe)
     if judge is not None:
+        if isinstance(judge, FunctionJudge):
+            judge.conversations = recipe.conversation is not None
         ranks.first(lambda: _check_judge(judge, recipe))
     context = EngineContext(
         tokenizer,
@@ -124,6 +127,7 @@ def prepare(run: Path, recipe: Recipe, ranks: Ranks, bars: Bars, say: Callable[[
         recipe.seed,
         recipe.max_abstained,
         bars,
+        say=say,
     )
     evaluator = _evaluator(run, recipe, plan, policies, engines.evaluation, judge, cache, fitting, shard, bars)
     return Prepared(backend, evaluator)
@@ -138,7 +142,7 @@ def _checked(recipe: Recipe, origin: str, plan: Plan, tokenizer: Any, ends: Sequ
     if recipe.model.adapter is not None:
         measure(replace(recipe.model, path=origin, build=None))  # makes the adapter without any weights
     check_reference(recipe, limits)
-    known = check_lengths(recipe, limits, parts, held_out)
+    known = check_lengths(recipe, limits, parts, held_out, ends)
     ending = [] if ends else ["no end token is known: every response is cut at sampling.max_new_tokens"]
     return ending + ([known] if known else [])
 

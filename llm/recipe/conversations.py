@@ -156,7 +156,7 @@ def look(talk: ConversationConfig | None, prompts: Sequence["Prompt"], encoder: 
     ------
     ValueError
         If a prompt is plain text and nothing says how a conversation goes on behind it, the chat template does not
-        keep earlier turns, or the other side has nothing for a prompt.
+        keep earlier turns, or the other side has nothing for a prompt or could never be asked.
     """
     from nashpo.llm.encoding import Encoder, is_conversation
 
@@ -172,4 +172,4 @@ def look(talk: ConversationConfig | None, prompts: Sequence["Prompt"], encoder: 
         from nashpo.llm.conversation.turns import TurnWriter
 
         TurnWriter(encoder, talk.text_template).check(prompts, getattr(talk.user, "role", "user"))
-    return "" if talk.user is None else talk.user.look([prompt.text for prompt in prompts], talk.turns)
+    return "" if talk.user is None else talk.user.look([prompt.text for prompt in prompts], talk.turns, talk.stop)

@@ -81,7 +81,13 @@ def check_reference(recipe: "Recipe", limits: Limits) -> None:
         )
 
 
-def check_lengths(recipe: "Recipe", limits: Limits, parts: Sequence[Sequence[Ids]], held_out: Sequence[Ids]) -> str:
+def check_lengths(
+    recipe: "Recipe",
+    limits: Limits,
+    parts: Sequence[Sequence[Ids]],
+    held_out: Sequence[Ids],
+    ends: Sequence[int] | None = None,
+) -> str:
     """That prompts and responses fit the model, and some of each iteration's the training.
 
     Parameters
@@ -91,6 +97,9 @@ def check_lengths(recipe: "Recipe", limits: Limits, parts: Sequence[Sequence[Ids
     parts : sequence of sequences of ids
         The prompts of each iteration.
     held_out : sequence of ids
+    ends : sequence of int, optional
+        What responses end with, where it is known: without any a response has ``max_new_tokens``, and with one there
+        are no two different responses of one token that was not cut.
 
     Returns
     -------
@@ -101,7 +110,8 @@ def check_lengths(recipe: "Recipe", limits: Limits, parts: Sequence[Sequence[Ids
     ------
     ValueError
         If a response of ``max_new_tokens`` (of a conversation, its first answer) to the longest prompt would go beyond
-        the model's positions, or no prompt of an iteration leaves room for a response within ``training.max_length``.
+        the model's positions, or no prompt of an iteration leaves room for responses within ``training.max_length``
+        that could be trained on.
     """
     if recipe.sampling is None:
         return ""
@@ -118,10 +128,12 @@ def check_lengths(recipe: "Recipe", limits: Limits, parts: Sequence[Sequence[Ids
     known = _shortened(recipe, limits.positions, most, [n for part in lengths for n in part])
     if most is None:
         return known
+    least = _least(recipe, ends, new)
     for number, part in enumerate(lengths, 1):
-        if part and min(part) >= most:
+        if part and min(part) + least > most:
+            what = "a response" if min(part) >= most else f"responses of {least} tokens, the fewest to learn from,"
             raise ValueError(
-                f"training.max_length = {most} leaves no room for a response to any prompt of iteration {number}, the"
+                f"training.max_length = {most} leaves no room for {what} to any prompt of iteration {number}, the"
                 f" shortest of which has {min(part)} tokens: raise it to {longest + new} to keep all responses"
             )
     cut = sum(n + new > most for part in lengths for n in part)
@@ -132,6 +144,15 @@ def check_lengths(recipe: "Recipe", limits: Limits, parts: Sequence[Sequence[Ids
         f" response of theirs is longer than what is left; {longest + new} keeps all"
     )
     return f"{left_out}; {known}" if known else left_out
+
+
+def _least(recipe: "Recipe", ends: Sequence[int] | None, new: int) -> int:
+    """Tokens that the longest of a prompt's responses has at least, where these are not all the same one."""
+    if ends is None or recipe.pairs is not None:
+        return 1
+    if not ends:
+        return new
+    return 2 if len(set(ends)) == 1 and new > 1 else 1
 
 
 def _shortened(recipe: "Recipe", positions: int | None, most: int | None, prompts: Sequence[int]) -> str:

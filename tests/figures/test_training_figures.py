@@ -94,6 +94,19 @@ def test_the_gaps_are_those_of_the_results(runs):
     assert found["certificate of the average"] == [0.833333]  # those above 1 say nothing
 
 
+def test_the_exact_play_of_one_iteration_can_be_seen(tmp_path):
+    """A line of one point is nothing without a mark."""
+    run = write_run(tmp_path / "run", done=1)
+    path = run / "iterations/001/evaluation/results.json"
+    found = json.loads(path.read_text())
+    found["exact"]["exact_play"] = {"gap_last": 0.2, "gap_average": 0.3}
+    path.write_text(json.dumps(found))
+    drawn = [line for ax in load("training_gap").draw(load_run(run)).axes for line in ax.get_lines()]
+    single = [line for line in drawn if len(line.get_xdata()) == 1 and not line.get_label().startswith("_")]
+    assert "exact play, average" in [line.get_label() for line in single]
+    assert all(line.get_marker() not in ("", "None") for line in single)
+
+
 def test_the_win_rates_are_those_of_the_results(runs):
     found = lines(load("training_win_rates").draw(runs["whole"]))
     assert found["against reference"] == [0.56, 0.62, 0.68]

@@ -180,6 +180,33 @@ def test_the_other_side_of_a_conversation_has_no_length(tmp_path):
     assert shards.examples[0].best == "d\n\nuser: e\n\nassistant: f"
 
 
+@pytest.mark.parametrize("level", ["trajectory", "state"])
+def test_conversations_are_counted_and_named_for_what_they_are(tmp_path, level):
+    """At the level of states the samples are leaves of a tree, and what is trained on are no prompts."""
+    run = write_run(tmp_path / "run", done=1, recipe={"conversation": {"turns": 2, "level": level}})
+    manifest(run / "iterations/001/samples", "samples", {"prompts": 24, "states": [24, 30], "answers": [120, 60]}, 12.0)
+    _, page = write(run)
+    at_states = level == "state"
+    assert "samples: first answers with a second one behind 30 of 120" in page.text
+    assert "states (24, 30), answers (120, 60)" in page.text
+    assert ("samples: K × K gap" in page.text) is not at_states
+    assert ("samples: gap among all conversations, dependent where they share answers" in page.text) is at_states
+    assert ("1 of 24 judged prompts were not trained on" in page.text) is not at_states
+    assert ("steps 40, states 23" in page.text) is at_states
+    assert ("for P(y ≻ π) in the rule stands the win rate against π of the whole conv" in page.text) is at_states
+
+
+def test_a_band_is_explained_where_there_is_one(tmp_path):
+    run = write_run(tmp_path / "run", done=1)
+    band = "the band is what that sampling alone does"
+    assert band in write(run)[1].text
+    path = run / "iterations/001/evaluation/results.json"
+    found = json.loads(path.read_text())
+    found["exact"]["prediction"] = {"gap_last": 0.3, "gap_average": 0.2}
+    path.write_text(json.dumps(found))
+    assert band not in write(run)[1].text
+
+
 def test_what_the_caption_says_of_five_samples_at_an_equilibrium():
     """All 3⁵ draws from the uniform policy on rock, paper, scissors, which has gap 0."""
     from itertools import product

@@ -145,3 +145,6 @@ def test_a_conversation_in_words():
     assert "| longest answer | 1 token |" in body
     assert "| conversations | up to 3 answers; a response is a whole one |" in body
     assert "| other side | script (says Why is that?; Shorter, please., role user) |" in body
+    recipe["conversation"]["level"] = "state"
+    _, body = split(model_card(recipe, 1, RESULTS))
+    assert "on estimates of Q: for P(y ≻ π) in the rule stands the win rate against π of the whole" in body

@@ -11,7 +11,7 @@ import torch
 from numpy.testing import assert_allclose
 from torch import Tensor
 
-from nashpo.llm.conversation.levels import State, Trajectory, spans
+from nashpo.llm.conversation.levels import Drawn, State, Trajectory, spans
 from nashpo.llm.engines.engine import Completion
 from nashpo.llm.prompts import Prompt
 from nashpo.llm.transcript import Message
@@ -151,6 +151,17 @@ def test_a_conversation_that_ended_early_has_no_later_state() -> None:
     assert_allclose(found.values[0], [1 / 6, -1 / 6, 0], atol=1e-15)
     assert found.preferred is not None
     assert_allclose(found.preferred[0], [[0.5, 1, 0.5], [0, 0.5, 0.5], [0.5, 0.5, 0.5]], atol=1e-15)
+
+
+def test_answers_that_leaves_share_are_drawn_once() -> None:
+    """Three first answers with two second ones each; the conversations of one of them ended there."""
+    drawn = Draws.of(policy(0), 1, 3, 2, 1).samples[0]
+    short = Completion((2, 0, 0), True, "2")
+    tree = State((3, 2))
+    assert tree.drawn(drawn) == [Drawn(1, 3, 3 * 2, 0), Drawn(3, 6, 6 * 2, 3)]
+    assert tree.drawn((*drawn[:2], short, short, *drawn[4:])) == [Drawn(1, 3, 7, 0), Drawn(2, 4, 8, 2)]
+    assert tree.drawn((short,) * 6) == [Drawn(1, 3, 9, 0), Drawn()]
+    assert State((6, 1)).drawn(drawn) == [Drawn(1, 6, 12, 0), Drawn(6, 6, 12, 6)]
 
 
 def test_a_missing_comparison_is_seen_in_every_row_that_needs_it() -> None:

@@ -98,7 +98,7 @@ def test_settings_import_no_torch() -> None:
         (["conversation.level=state", "conversation.branches=1"], "conversation.branches is 1; it must be"),
         (["conversation.max_tokens=20"], "conversation.max_tokens = 20 leaves no room for a second answer"),
         (["conversation.max_tokens=0"], "conversation.max_tokens is 0; it must be"),
-        (["conversation.stop=['']"], "conversation.stop is ('',); it must be a list of texts"),
+        (["conversation.stop=['']"], "conversation.stop is ['']; it must be a list of texts"),
         (["conversation.stop=STOP"], "conversation.stop = 'STOP' must be a list"),
         (["conversation.text_template=' text '"], "it must be a text with {text} in it, once"),
         (["conversation.text_template='{text} {text}'"], "it must be a text with {text} in it, once"),
@@ -246,6 +246,40 @@ def test_prompts_and_the_other_side_are_held_against_each_other(small: Callable[
     assert "there is no such file; conversation.user.path" in told(missing)
     assert "there is no module no_such" in told("conversation.user={kind: function, function: 'no_such:f'}")
     assert "there is no such folder" in told(f"conversation.user={{kind: model, path: {tmp_path / 'none'}}}")
+
+
+def test_a_stop_text_that_the_script_says_itself_is_told(small: Callable[..., Recipe], tmp_path: Path) -> None:
+    (known,) = plan(small("conversation.stop=['then']")).warnings
+    assert "conversation.stop has 'then', which stands in the script's own text 'And then?': on 70 of 70" in known
+    assert "at the earliest after the assistant's answer 2; leave it out of stop" in known
+    assert plan(small("conversation.stop=['then']", "conversation.turns=2")).warnings == ()  # that text is never said
+    script = tmp_path / "script.jsonl"
+    rows = [{"prompt": f"prompt {i:03d}!", "says": ["END" if i < 9 else "a", "b", "c"]} for i in range(70)]
+    script.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    made = small(f"conversation.user={{kind: script, path: {script}}}", "conversation.stop=[never, END, c]")
+    (known,) = plan(made).warnings
+    assert "has 'END', which stands in the script's own text 'END': on 9 of 70 prompts" in known
+    assert "after the assistant's answer 1;" in known
+
+
+def test_a_length_that_nothing_can_be_trained_within_is_refused() -> None:
+    """One end token: of one token there is one response, and of equal responses nothing is learned."""
+    limits, prompts = Limits(512, 259), [[0] * 30, [0] * 50]
+
+    def told(length: int, ends: tuple[int, ...] | None, *changes: str) -> str:
+        made = recipe(f"training.max_length={length}", *changes)
+        try:
+            return check_lengths(made, limits, [prompts], [], ends)
+        except ValueError as error:
+            return str(error)
+
+    nothing = "training.max_length = {} leaves no room for {} to any prompt of iteration 1"
+    assert nothing.format(30, "a response") in told(30, None)
+    assert nothing.format(31, "responses of 2 tokens, the fewest to learn from,") in told(31, (1,))
+    assert nothing.format(49, "responses of 20 tokens, the fewest to learn from,") in told(49, ())
+    for ends, length in ((None, 31), ((1,), 32), ((1, 2), 31), ((), 50)):
+        assert "2 of 2 prompts are left out" in told(length, ends) or "1 of 2" in told(length, ends)
+    assert "leaves no room" not in told(31, (1,), "sampling.max_new_tokens=1")
 
 
 def test_a_template_that_drops_earlier_turns_is_refused_in_the_dry_run(

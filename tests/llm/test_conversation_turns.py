@@ -138,7 +138,8 @@ def test_an_answer_must_be_printed_whole(byte_tokenizer: Make) -> None:
 
 def test_a_role_that_the_template_does_not_know_is_one_line(byte_tokenizer: Make) -> None:
     made = writer(byte_tokenizer, STRICT)
-    with pytest.raises(ValueError, match="refuses messages of the roles user, assistant, tool: only users"):
+    mend = "let conversation.user.role, or the role of the function's messages, be one that it takes .* not 'tool'"
+    with pytest.raises(ValueError, match=f"refuses messages of the roles user, assistant, tool: only users.*{mend}"):
         made.between(asked(made), [answer("So.")], {"role": "tool", "content": "4"}, True)
 
 

@@ -71,7 +71,7 @@ def test_a_script_of_a_file_has_texts_for_each_prompt(tmp_path: Path) -> None:
     [
         ('{"prompt": "a", "says": "b"}', "row 0: says is 'b'; it must be a list of texts"),
         ('{"prompt": "a", "says": ["b", ""]}', "row 0: says is"),
-        ('{"prompt": "a"}', "row 0: says is 'null'"),
+        ('{"prompt": "a"}', "row 0: says is missing; it must be a list of texts"),
         ('{"says": ["b"]}', "row 0: there is no prompt"),
         ('{"prompt": "a", "says": ["b"]}\n{"prompt": "a", "says": ["c"]}', "row 1: the same prompt stands"),
         ("{", "line 1: no JSON"),
@@ -189,7 +189,8 @@ def test_a_table_is_described_by_its_content(written: Callable[[Any], Path]) -> 
         ({"replies": ["red", "red", "blue"]}, "the reply 'red' occurs twice"),
         ({"replies": ["red", "", "blue"]}, "a reply is empty"),
         ({"answers": "yes"}, "answers must be a list of texts"),
-        ({"more": 1}, "must be a JSON object with prompts, answers, replies, probabilities"),
+        ({"answer": 1}, "unknown key 'answer'; did you mean 'answers'?"),
+        ({"prompts": ["p", [{"role": "user", "content": "p"}]]}, "the prompt 'p' occurs twice"),
     ],
 )
 def test_wrong_tables_are_refused(written: Callable[[Any], Path], changes: dict[str, Any], wanted: str) -> None:
@@ -199,6 +200,24 @@ def test_wrong_tables_are_refused(written: Callable[[Any], Path], changes: dict[
     assert str(caught.value).startswith(str(path))
     assert wanted in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_a_table_that_lacks_a_key_or_is_none_is_refused(written: Callable[[Any], Path]) -> None:
+    held = table()
+    del held["replies"]
+    with pytest.raises(ValueError, match="replies is missing; a table has prompts, answers, replies, probabilities"):
+        TableUser.read(written(held))
+    with pytest.raises(ValueError, match="must be a JSON object with prompts, answers, replies, probabilities"):
+        TableUser.read(written([1]))
+
+
+def test_a_table_of_texts_knows_prompts_that_are_messages(written: Callable[[Any], Path]) -> None:
+    """As `prompts.chat` makes them of texts; and the other way round."""
+    user = TableUserConfig(path=str(written(table()))).build("cpu")
+    forms = ["p", [{"role": "user", "content": "p"}], [CHAT[0], {"role": "user", "content": "p"}]]
+    assert said(user, *(dialogue("", prompt=form) for form in forms)) == said(user, dialogue("", prompt="p")) * 3
+    held = table(prompts=[[{"role": "user", "content": text}] for text in "pq"])
+    TableUserConfig(path=str(written(held))).look(["p", *forms], 2)
 
 
 def test_a_missing_table_is_one_line(tmp_path: Path) -> None:
@@ -239,6 +258,10 @@ def own_role(conversations, seeds):
 
 def broken(conversations, seeds):
     return {}["no such"]
+
+class Needs:
+    def __init__(self, path):
+        pass
 
 number = 3
 """
@@ -291,14 +314,14 @@ def test_a_function_may_answer_messages_and_is_known_by_its_source(module: Path)
         ("number_in_list", "answered 3; an answer is a text"),
         ("empty", "an answer is a text that is not empty"),
         ("own_role", "role (not assistant)"),
-        ("broken", "user 'my_users:broken' failed with KeyError: 'no such"),
+        ("broken", "user 'my_users:broken' failed with KeyError: 'no such' (my_users.py, line PLACE)"),
     ],
 )
 def test_wrong_answers_of_a_function_are_refused(module: Path, name: str, wanted: str) -> None:
     user = FunctionUserConfig(function=f"my_users:{name}").build("cpu")
     with pytest.raises(ValueError) as caught:
         user.reply([dialogue("a"), dialogue("b")], 0)
-    assert wanted in str(caught.value)
+    assert wanted.replace("PLACE", str(SOURCE.splitlines().index('    return {}["no such"]') + 1)) in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
@@ -307,6 +330,10 @@ def test_functions_that_are_not_there_are_refused(module: Path) -> None:
         FunctionUserConfig(function="no_such:f").build("cpu")
     with pytest.raises(ValueError, match="my_users has no 'curous'; did you mean 'curious'"):
         FunctionUserConfig(function="my_users:curous").build("cpu")
+    with pytest.raises(
+        ValueError, match="^conversation.user.function: my_users:Needs failed with TypeError: .*'path'$"
+    ):
+        FunctionUserConfig(function="my_users:Needs").build("cpu")
     with pytest.raises(ValueError, match="conversation.user.function: my_users:number is no function"):
         FunctionUserConfig(function="my_users:number").build("cpu")
     with pytest.raises(ValueError, match=r"conversation.user.function = 'no_such:f': there is no module no_such"):
@@ -370,13 +397,44 @@ def test_a_model_is_shown_the_conversation_and_may_end_it(folder: Path, monkeypa
     shown = "system: Be brief.\n\nuser: Hi\n\nassistant: a\n\nuser: b\n\nassistant: c {x}"
     assert asked[0].text == [{"role": "user", "content": shown}]
     assert asked[0].key == "k"
-    tokenizer = user._loaded.read.encoder.tokenizer
+    tokenizer = user._read.encoder.tokenizer
     assert tokenizer.decode(list(asked[0].ids)) == f"[user] {shown}\n[assistant] "
     assert user.counts["too_long"] == 1
     assert len(asked) == 3  # what does not fit the model is not asked
     assert user.reply([long], 0) == [None]
     assert user.reply([], 0) == []
     assert len(asked) == 3
+
+
+def test_a_model_that_could_never_be_asked_is_refused(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Behind the shortest prompt and an empty answer: `[user] user: Hi`, …, of 128 positions."""
+    asked = len("[user] user: Hi\n\nassistant: \n[assistant] ")
+
+    def look(new: int, *prompts: Any, **changes: Any) -> str:
+        settings = {"instruction": "{conversation}", "sampling": TransformersConfig(K=1, max_new_tokens=new), **changes}
+        return ModelUserConfig(path=str(folder), **settings).look(prompts, 2)
+
+    assert look(128 - asked, "x" * 300, "Hi", "Hello") == ""
+    with pytest.raises(ValueError) as caught:
+        look(129 - asked, "x" * 300, "Hi", "Hello")
+    told = str(caught.value)
+    assert told.startswith(
+        f"conversation.user.sampling.max_new_tokens = {129 - asked} does not fit the 128 positions of"
+    )
+    assert f"behind a question of {asked} tokens, the shortest that there can be" in told
+    assert f"lower it well below {128 - asked}" in told
+    assert "\n" not in told
+    with pytest.raises(ValueError, match=r"conversation\.user\.sampling\.max_new_tokens = 600 does not fit"):
+        model(folder, sampling=TransformersConfig(K=1, max_new_tokens=600)).check()  # of a model on the hub too
+    with pytest.raises(ValueError, match=r"shorten conversation\.user\.instruction"):
+        look(4, "Hi", instruction="x" * 200 + "{conversation}")
+    user = model(folder)
+    assert user.reply([dialogue("x" * 300)], 0) == [None]
+    assert (
+        "1 of 1 conversations are too long for the other side and end: with conversation.user.sampling.max"
+        in caplog.text
+    )
+    assert "max_new_tokens = 4 they do not fit the 128 positions" in caplog.text
 
 
 def test_a_model_is_described_by_its_weights_and_settings(
@@ -440,7 +498,7 @@ def test_every_setting_has_a_help_and_a_model_draws_one_answer() -> None:
         ({}, "conversation.user.kind is missing; known: script, table, function, model"),
         ({"kind": "script"}, "a script needs exactly one of says and path, and none is given"),
         ({"kind": "script", "says": ["a"], "path": "b"}, "and both are given"),
-        ({"kind": "script", "says": []}, "conversation.user.says is (); it must be a list of texts"),
+        ({"kind": "script", "says": []}, "conversation.user.says is []; it must be a list of texts"),
         ({"kind": "script", "says": ["a"], "role": "assistant"}, "conversation.user.role is 'assistant'"),
         ({"kind": "table"}, "conversation.user.path is missing"),
         ({"kind": "function", "function": "f"}, "conversation.user.function is 'f'; it must be module:name"),

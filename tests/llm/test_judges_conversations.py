@@ -245,8 +245,9 @@ def function(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callab
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", list(sys.path))
 
-    def given(name: str, form: str, pair: Pair) -> Any:
-        judge = FunctionConfig(function=f"talk_judges:{name}", form=form).build("cpu")
+    def given(name: str, form: str, pair: Pair, conversations: bool = False) -> Any:
+        judge: Any = FunctionConfig(function=f"talk_judges:{name}", form=form).build("cpu")
+        judge.conversations = conversations
         judge.compare([pair])
         import talk_judges
 
@@ -264,7 +265,12 @@ def test_functions_get_messages_for_messages_and_texts_for_texts(function: Calla
     assert (firsts[0][1:], seconds) == (first[1:], [second])
     assert first[0]["content"] == "so"  # the function changed its own copy
     assert function("pairs", "pairs", plain) == ([texts[0]], [texts[1]])
-    assert function("pairs", "pairs", Pair(ASK, "so", second)) == (["so"], [second])
+    firsts, seconds = function("pairs", "pairs", Pair(ASK, "so", second))
+    assert ([turn["role"] for turn in firsts[0]], seconds) == (["assistant"], [second])
+    assert function("pairs", "pairs", Pair("why?", "so", second)) == (["so"], [texts[1]])
+    assert function("pairs", "pairs", Pair(ASK, "so", "no")) == (["so"], ["no"])  # answers of one turn, as ever
+    firsts, seconds = function("pairs", "pairs", Pair(ASK, "so", "no"), conversations=True)
+    assert seconds == [said("no")]  # all of a call's conversations may have ended after one answer
     assert function("reward", "reward", chat) == [first, second]
     assert function("reward", "reward", plain) == texts
     assert function("reward", "reward", Pair(ASK, "so", second)) == [said("so"), second]

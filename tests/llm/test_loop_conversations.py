@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from test_loop_rules import recipe, rows
 
 from nashpo.core.cli import main
+from nashpo.llm.judges.function import Pairs
 from nashpo.llm.loop.machine import train
 
 HERE = Path(__file__).parent
@@ -58,6 +59,11 @@ def test_rules_train_on_conversations_unchanged(tmp_path: Path, rule: str, level
     assert all(len(row["completions"]) == leaves for row in samples)
     judged = [json.loads(line) for path in sorted(first.glob("judgements/*.jsonl")) for line in path.open()]
     assert all(len(row["wins"]) == leaves for row in judged)
+    counts = json.loads((first / "samples/manifest.json").read_text())["counts"]
+    assert counts["responses"] == 3 * leaves
+    assert counts["states"] == [3, 3 * 4]
+    assert counts["answers"] == [3 * 4, 3 * leaves]  # each once, however many conversations share it
+    assert (counts["turns"], counts["other_side_tokens"]) == (3 * (4 + leaves), 3 * 4)
     # Equal responses of a row are one: as many rows as there are states with two different answers.
     (known, *_) = sorted(first.glob("logprobs/**/*.safetensors"))
     states = load_file(known)["logprobs"].shape[0]
@@ -75,6 +81,48 @@ def test_kills_on_conversations_leave_no_trace(tmp_path: Path) -> None:
     result = json.loads(found.stdout)
     assert result["different"] == result["repeated"] == []
     assert result["kills"] > 0
+
+
+def test_counts_of_sampling_are_stored_and_early_ends_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run that stops after two of three shards counts what an undisturbed one counts, and says what happened."""
+    from nashpo.llm.conversation.users.function import FunctionUser
+
+    class Counting(FunctionUser):
+        """Ends all conversations but the first, and counts those; the call of number ``fails`` fails."""
+
+        fails: int | None = None
+        calls = 0
+
+        def __init__(self, target: str, role: str = "user") -> None:
+            super().__init__(target, role)
+            self.counts = {"ended": 0}
+
+        def reply(self, dialogues: Any, seed: int) -> Any:
+            Counting.calls += 1
+            if Counting.calls == Counting.fails:
+                raise ValueError("gone")
+            self.counts["ended"] += len(dialogues) - 1
+            return [{"role": "user", "content": "red"}, *[None] * (len(dialogues) - 1)]
+
+    monkeypatch.setattr("nashpo.llm.conversation.users.function.FunctionUser", Counting)
+    monkeypatch.setitem(sys.modules, "curious_user", sys.modules[curious.__module__])
+    changes = ["conversation.user={kind: function, function: 'curious_user:curious'}", JUDGE, "sampling.shard=1"]
+    changes += ["iterations.count=1", "training.max_steps=1", "evaluation=null", "conversation.level=state"]
+    compare, knows = Pairs.compare, set()
+    monkeypatch.setattr(Pairs, "compare", lambda self, pairs: knows.add(self.conversations) or compare(self, pairs))
+    told: list[str] = []
+    calm = train(recipe(tmp_path / "calm", *changes, text=TWO_TURNS), say=told.append)
+    Counting.calls, Counting.fails = 0, 3
+    hit = recipe(tmp_path / "hit", *changes, text=TWO_TURNS)
+    with pytest.raises(ValueError, match="gone"):
+        train(hit)
+    assert differences(calm.run, train(hit).run) == []
+    counts = json.loads((calm.run / "iterations/001/samples/manifest.json").read_text())["counts"]
+    assert (counts["states"], counts["answers"]) == ([3, 3], [12, 12])  # one of four went on, to four answers
+    assert counts["other_side_ended"] == 9
+    assert knows == {True}  # the judge, also where all of a call's conversations ended after one answer
+    (line,) = [line for line in told if "first answers" in line]
+    assert line.startswith("iteration 1, samples: 3 of 12 first answers were followed by a second one: the other side")
 
 
 class User:
@@ -111,7 +159,10 @@ def test_a_user_that_fails_halfway_loses_nothing(
     assert main(command) == 2
     told = capsys.readouterr().err
     assert told.count("\n") == 1
-    assert "iteration 1, samples: user 'curious_user:curious' failed with KeyError: 'gone'; what was finished" in told
+    assert (
+        "iteration 1, samples: user 'curious_user:curious' failed with KeyError: 'gone' (test_loop_conversations.py, "
+        in told
+    )
     assert [path.name for path in tmp_path.glob("hit/run/iterations/001/samples/*.jsonl")] == ["00000.jsonl"]
     assert main(command) == 0
     assert User.calls == asked + 1  # the call that failed, and none that was answered before

@@ -157,6 +157,21 @@ def test_a_label_that_is_missing_leaves_its_state_out() -> None:
     assert stage.preferred.isfinite().all()
 
 
+@pytest.mark.parametrize(("level", "rows"), [(State((4, 1)), "15 states"), (Trajectory(), "3 prompts")])
+def test_rows_are_told_as_what_they_are(level: Any, rows: str) -> None:
+    """One prompt that the judge answered nothing about takes all of its rows along."""
+    trees = Draws.of(policy(0), 3, 4, 1, 5)
+    wins = trees.wins(trees).clone()
+    wins[1] = float("nan")
+    answer, made = level.answer(prompts(3), trees.samples, wins, own=True), backend(level, 3)
+    made.max_abstained = 0.1
+    with pytest.raises(ValueError, match=f"the judge abstained on . of {rows}, more than max_abstained = 0.1"):
+        made._usable([(1.0, answer)], own=True)
+    made.max_abstained, made.fitting.training["max_length"] = 1.0, 1  # type: ignore[index]
+    with pytest.raises(ValueError, match=f"no {rows.split()[1]} of iteration 1 are left to train on"):
+        made._usable([(1.0, answer)], own=True)
+
+
 def test_whole_conversations_are_left_out_as_single_responses() -> None:
     trees = Draws.of(policy(0), 3, 4, 1, 5)
     wins = trees.wins(trees).clone()

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 from nashpo.llm.callables import check_module
@@ -39,7 +40,7 @@ class UserConfig:
         """
         raise NotImplementedError
 
-    def look(self, prompts: Sequence[Any], turns: int) -> str:
+    def look(self, prompts: Sequence[Any], turns: int, stop: Sequence[str] = ()) -> str:
         """What can be seen before a run, without reading weights or importing code.
 
         Parameters
@@ -48,6 +49,8 @@ class UserConfig:
             That conversations begin with.
         turns : int
             The assistant's at most.
+        stop : sequence of str
+            Texts that end a conversation.
 
         Returns
         -------
@@ -57,7 +60,7 @@ class UserConfig:
         Raises
         ------
         ValueError
-            If something is not there, or has nothing for a prompt.
+            If something is not there, has nothing for a prompt, or could never be asked.
         """
         return ""
 
@@ -120,13 +123,14 @@ class ScriptConfig(UserConfig):
 
         return Script(self.says, self.role) if self.path is None else Script.read(self.path, self.role)
 
-    def look(self, prompts: Sequence[Any], turns: int) -> str:
+    def look(self, prompts: Sequence[Any], turns: int, stop: Sequence[str] = ()) -> str:
         """Whether there are texts for every prompt and turn."""
         from nashpo.llm.conversation.users.script import Script
 
         script = Script(self.says, self.role) if self.path is None else Script.read(self.path, self.role)
         script.check_prompts(prompts)
-        return _too_few(min((len(script.says(prompt)) for prompt in prompts), default=turns), turns)
+        few = _too_few(min((len(script.says(prompt)) for prompt in prompts), default=turns), turns)
+        return "; ".join(filter(None, [few, script.stopped(prompts, turns, stop)]))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -145,7 +149,7 @@ class TableUserConfig(UserConfig):
 
         return TableUser.read(self.path, self.role)
 
-    def look(self, prompts: Sequence[Any], turns: int) -> str:
+    def look(self, prompts: Sequence[Any], turns: int, stop: Sequence[str] = ()) -> str:
         """Whether the table has every prompt and turn."""
         from nashpo.llm.conversation.users.table import TableUser
 
@@ -172,7 +176,7 @@ class FunctionUserConfig(UserConfig):
 
         return FunctionUser(self.function, self.role)
 
-    def look(self, prompts: Sequence[Any], turns: int) -> str:
+    def look(self, prompts: Sequence[Any], turns: int, stop: Sequence[str] = ()) -> str:
         """Whether there is such a module, and prompts that it can read."""
         check_module(self.function, "conversation.user.function")
         _check_readable(prompts)
@@ -232,10 +236,17 @@ class ModelUserConfig(UserConfig):
 
         return ModelUser(self, device)
 
-    def look(self, prompts: Sequence[Any], turns: int) -> str:
-        """Whether a folder that is named is there, and prompts that it can read."""
-        weights_place("conversation.user.path", self.path)
+    def look(self, prompts: Sequence[Any], turns: int, stop: Sequence[str] = ()) -> str:
+        """Whether a folder that is named is there, prompts that it can read, and room for its answers.
+
+        What is on the hub is looked at when the run begins.
+        """
+        place = Path(weights_place("conversation.user.path", self.path))
         _check_readable(prompts)
+        if place.is_dir():
+            from nashpo.llm.conversation.users.model import ModelUser
+
+            ModelUser(self, "cpu").check_room(prompts)
         return ""
 
 

@@ -15,8 +15,7 @@ import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from nashpo.core.cli import one_line
-from nashpo.llm.callables import named, source_of
+from nashpo.llm.callables import called, named, source_of
 from nashpo.llm.conversation.user import Dialogue
 from nashpo.llm.conversation.users.draws import derived
 from nashpo.llm.conversation.users.messages import conversation
@@ -38,7 +37,7 @@ class FunctionUser:
     Raises
     ------
     ValueError
-        If there is no such module or name, or it is no function.
+        If there is no such module or name, it is no function, or it is a class that cannot be made without arguments.
     """
 
     shared = True
@@ -46,7 +45,7 @@ class FunctionUser:
     def __init__(self, target: str, role: str = "user") -> None:
         found = named(target, "conversation.user.function")
         self.name = target
-        made: Any = found() if inspect.isclass(found) else found
+        made = called(f"conversation.user.function: {target}", found) if inspect.isclass(found) else found
         if not callable(made):
             raise ValueError(f"conversation.user.function: {target} is no function")
         self.function: Callable[..., Any] = made
@@ -77,10 +76,7 @@ class FunctionUser:
             return []
         asked = [conversation(dialogue) for dialogue in dialogues]
         seeds = [derived(seed, dialogue.key) for dialogue in dialogues]
-        try:
-            answers = self.function(asked, seeds)
-        except Exception as error:  # of any kind: it is not our code
-            raise ValueError(f"user {self.name!r} failed with {type(error).__name__}: {one_line(error)}") from error
+        answers = called(f"user {self.name!r}", self.function, asked, seeds)
         if not isinstance(answers, Sequence) or isinstance(answers, str):
             raise ValueError(f"user {self.name!r} answered {_cut(answers)}; it must give a list, one per conversation")
         if len(answers) != len(dialogues):

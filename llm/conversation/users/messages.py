@@ -1,11 +1,12 @@
-"""A conversation that waits for the other side, as messages from its prompt on. Nothing here imports torch."""
+"""What the other side reads of a conversation: its messages, and by what text a prompt is known. No torch here."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
 
-from nashpo.llm.conversation.user import Dialogue
+from nashpo.llm.conversation.user import Dialogue, Text
+from nashpo.llm.judges.judge import canonical
 
 
 def conversation(dialogue: Dialogue) -> list[dict[str, Any]]:
@@ -25,3 +26,16 @@ def conversation(dialogue: Dialogue) -> list[dict[str, Any]]:
             " text or messages"
         )
     return [dict(message) for message in [*prompt, *dialogue.turns]]
+
+
+def prompt_key(prompt: Text) -> str:
+    """By what a prompt is known: a text and the same text as a user's only message, beside a system's or not, are one.
+
+    Token ids are known by their JSON.
+    """
+    from nashpo.llm.prompts import prompt_text
+
+    try:
+        return prompt_text(prompt)
+    except ValueError:  # token ids
+        return canonical(prompt)

@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from nashpo.llm.conversation.user import Dialogue
+from nashpo.llm.conversation.user import Dialogue, Text
 from nashpo.llm.conversation.users.config import ModelUserConfig
 from nashpo.llm.conversation.users.draws import derived
 from nashpo.llm.conversation.users.messages import conversation
@@ -44,9 +44,8 @@ _PLACES = (("judge: ", f"{KEY}.path: "), ("model.tokenizer", f"{KEY}.tokenizer")
 
 @dataclass(frozen=True)
 class _Loaded:
-    """What is there once the tokenizer is read; weights come when a policy is used."""
+    """What is asked; weights come when a policy is used."""
 
-    read: Reading
     engine: Engine
     policy: Source
     policies: WholeFolders
@@ -90,13 +89,16 @@ class ModelUser:
         return find_folder(self.config.path, self.config.revision)
 
     @cached_property
-    def _loaded(self) -> _Loaded:
+    def _read(self) -> Reading:
         folder = self._folder
-        tokenizer = load_tokenizer(self._spec, folder, f"{KEY}.path")
-        found = reading(self._spec, str(folder), tokenizer)
-        engine = self.config.sampling.build(replace(found.context, device=self._device))
-        policies = WholeFolders(Path(), {"user": folder}, self._load, tokenizer)
-        return _Loaded(found, engine, Source("user", ((1.0, "user"),), policies), policies)
+        return reading(self._spec, str(folder), load_tokenizer(self._spec, folder, f"{KEY}.path"))
+
+    @cached_property
+    def _loaded(self) -> _Loaded:
+        context = replace(self._read.context, device=self._device)
+        engine = self.config.sampling.build(context)
+        policies = WholeFolders(Path(), {"user": self._folder}, self._load, context.tokenizer)
+        return _Loaded(engine, Source("user", ((1.0, "user"),), policies), policies)
 
     def _load(self, folder: Path) -> nn.Module:
         return load_model(self._spec, folder, f"{KEY}.path").to(self._device)
@@ -136,6 +138,7 @@ class ModelUser:
         """
         if self._checked:
             return
+        self.check_room([""])
         with _placed():
             self._loaded.engine.check()
             if isinstance(self.config.sampling, TransformersConfig | ContinuousConfig):
@@ -143,6 +146,41 @@ class ModelUser:
                     pass
                 self._loaded.policies.release()
         self._checked = True
+
+    def check_room(self, prompts: Sequence[Text]) -> None:
+        """That a question about the shortest conversation behind one of the prompts fits its model with an answer.
+
+        Neither engine nor weights are needed.
+
+        Raises
+        ------
+        ValueError
+            If it fits behind none of them: the other side could never be asked.
+        """
+        with _placed():
+            most, new = self._read.limits.positions, self.config.sampling.max_new_tokens
+        if most is None or not prompts:
+            return
+        silent = ({"role": "assistant", "content": ""},)
+        asked = sorted((self._text(Dialogue("", prompt, silent)) for prompt in prompts), key=len)
+        shortest: int | None = None
+        for text in asked:
+            length = len(self._ids(text)[1])
+            if length + new <= most:
+                return
+            shortest = length if shortest is None else min(shortest, length)
+        assert shortest is not None
+        room = most - shortest
+        mend = (
+            f"lower it well below {room}, so that the assistant's answers have room too"
+            if room > 1
+            else f"shorten {KEY}.instruction, or take a model with more positions"
+        )
+        raise ValueError(
+            f"{KEY}.sampling.max_new_tokens = {new} does not fit the {most} positions of {KEY}.path ="
+            f" {self.config.path!r} behind a question of {shortest} tokens, the shortest that there can be: it would"
+            f" never be asked, and every conversation would end after one answer; {mend}"
+        )
 
     def reply(self, dialogues: Sequence[Dialogue], seed: int) -> list[Message | None]:
         """What the model says next in each conversation; a draw follows from the seed and the dialogue's key.
@@ -155,7 +193,15 @@ class ModelUser:
         asked = {place: prompt for place, one in enumerate(dialogues) if (prompt := self._question(one)) is not None}
         if len(asked) < len(dialogues):
             self.counts["too_long"] += len(dialogues) - len(asked)
-            log.warning("%d conversations are too long for the other side and end", len(dialogues) - len(asked))
+            log.warning(
+                "%d of %d conversations are too long for the other side and end: with"
+                " %s.sampling.max_new_tokens = %d they do not fit the %s positions of its model",
+                len(dialogues) - len(asked),
+                len(dialogues),
+                KEY,
+                self.config.sampling.max_new_tokens,
+                self._read.limits.positions,
+            )
         if not asked:
             return [None] * len(dialogues)
         with _placed():
@@ -166,15 +212,20 @@ class ModelUser:
 
     def _question(self, dialogue: Dialogue) -> Prompt | None:
         """The prompt that asks for the next message; None where it does not fit the model."""
-        found = self._loaded.read
-        text: Any = self.config.instruction.replace("{conversation}", prompt_text(conversation(dialogue)))
-        if getattr(found.encoder.tokenizer, "chat_template", None) is not None:
-            text = [{"role": "user", "content": text}]
-        ids = found.encoder.prompt(text)
-        most = found.limits.positions
+        text, ids = self._ids(self._text(dialogue))
+        most = self._read.limits.positions
         if most is not None and len(ids) + self.config.sampling.max_new_tokens > most:
             return None
         return Prompt(dialogue.key, text, tuple(ids))
+
+    def _text(self, dialogue: Dialogue) -> str:
+        return self.config.instruction.replace("{conversation}", prompt_text(conversation(dialogue)))
+
+    def _ids(self, text: str) -> tuple[Text, list[int]]:
+        """A question as the model reads it, through its chat template where it has one, and its tokens."""
+        encoder, asked = self._read.encoder, [{"role": "user", "content": text}]
+        found: Text = text if getattr(encoder.tokenizer, "chat_template", None) is None else asked
+        return found, encoder.prompt(found)
 
     def _message(self, completion: Completion) -> Message | None:
         text = completion.text.strip()

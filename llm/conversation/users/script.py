@@ -12,6 +12,7 @@ from typing import Any
 
 from nashpo.llm.conversation.settings import texts
 from nashpo.llm.conversation.user import Dialogue, Text
+from nashpo.llm.conversation.users.messages import prompt_key
 from nashpo.llm.judges.judge import canonical, shown
 from nashpo.llm.transcript import Message
 
@@ -56,9 +57,11 @@ class Script:
         for number, row in enumerate(read_rows(spec)):
             try:
                 says = row.get("says")
+                if says is None:
+                    raise ValueError("says is missing; it must be a list of texts, none of them empty")
                 if not isinstance(says, list) or not texts(says):
                     raise ValueError(f"says is {shown(says)}; it must be a list of texts, none of them empty")
-                key = _key(normalized(row, spec)["prompt"])
+                key = prompt_key(normalized(row, spec)["prompt"])
                 if found.setdefault(key, says) != says:
                     raise ValueError("the same prompt stands in an earlier row with other texts")
             except ValueError as error:
@@ -97,13 +100,36 @@ class Script:
         """
         if self._each is None:
             return self._all
-        found = self._each.get(_key(prompt))
+        found = self._each.get(prompt_key(prompt))
         if found is None:
             raise ValueError(
                 f"{self._place}: there is no row for the prompt {shown(prompt)}; conversation.user.path needs texts for"
                 " every prompt"
             )
         return found
+
+    def stopped(self, prompts: Sequence[Text], turns: int, stop: Sequence[str]) -> str:
+        """A note where a text that ends conversations stands in what it says itself; empty where none does.
+
+        Parameters
+        ----------
+        prompts : sequence of texts
+        turns : int
+            The assistant's at most: later texts are never said.
+        stop : sequence of str
+        """
+        found = []
+        for prompt in prompts:
+            said = enumerate(self.says(prompt)[: turns - 1], 1)
+            found += [(n, text, mark) for n, text in said for mark in stop if mark in text][:1]
+        if not found:
+            return ""
+        number, text, mark = min(found)
+        return (
+            f"conversation.stop has {mark!r}, which stands in the script's own text {shown(text)}: on {len(found)} of"
+            f" {len(prompts)} prompts every conversation ends before such a text, at the earliest after the assistant's"
+            f" answer {number}; leave it out of stop, or the text out of the script"
+        )
 
     def reply(self, dialogues: Sequence[Dialogue], seed: int) -> list[Message | None]:
         """The next text of each; what was answered is not read."""
@@ -114,13 +140,3 @@ class Script:
 
     def close(self) -> None:
         """Nothing to give back."""
-
-
-def _key(prompt: Text) -> str:
-    """Of a prompt: a text and the same text as a user's only message, beside a system's or not, are one."""
-    from nashpo.llm.prompts import prompt_text
-
-    try:
-        return prompt_text(prompt)
-    except ValueError:  # token ids
-        return canonical(prompt)

@@ -6,6 +6,8 @@ with h factors (n, R), the last of them summing to 1. N dialogues are answered b
 A file is a JSON object with ``prompts`` (B texts or conversations), ``answers`` (n texts), ``replies`` (R texts) and
 ``probabilities``, a list with one such array, as nested lists, for each of the assistant's turns but the last.
 
+A prompt that is text and the same text as a user's only message are one, beside a system's message or not.
+
 A reply is drawn by the inverse of the cumulative probabilities, at a uniform number that is a hash of the seed and the
 dialogue's key. Nothing here imports torch.
 """
@@ -22,10 +24,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from nashpo.core.cli import one_line
+from nashpo.core.cli import one_line, suggestion
 from nashpo.llm.conversation.settings import texts
 from nashpo.llm.conversation.user import Dialogue, Text
 from nashpo.llm.conversation.users.draws import uniform
+from nashpo.llm.conversation.users.messages import prompt_key
 from nashpo.llm.judges.judge import canonical, shown
 from nashpo.llm.transcript import Message
 
@@ -70,7 +73,7 @@ class TableUser:
         if not texts(replies):
             raise ValueError("a reply is empty: the other side must say something")
         self.prompts, self.answers, self.replies = list(prompts), tuple(answers), tuple(replies)
-        self._prompt = _places("prompt", [canonical(prompt) for prompt in prompts])
+        self._prompt = _places("prompt", [prompt_key(prompt) for prompt in prompts])
         self._answer, self._reply = _places("answer", self.answers), _places("reply", self.replies)
         self.probabilities = tuple(self._checked(array, turn) for turn, array in enumerate(probabilities, 1))
         if not self.probabilities:
@@ -107,8 +110,12 @@ class TableUser:
         place = Path(path).expanduser()
         try:
             held = json.loads(place.read_bytes())
-            if not isinstance(held, dict) or held.keys() != set(KEYS):
+            if not isinstance(held, dict):
                 raise ValueError(f"must be a JSON object with {', '.join(KEYS)}")
+            if unknown := sorted(held.keys() - set(KEYS)):
+                raise ValueError(f"unknown key {unknown[0]!r}; {suggestion(unknown[0], KEYS)}")
+            if missing := [key for key in KEYS if key not in held]:
+                raise ValueError(f"{missing[0]} is missing; a table has {', '.join(KEYS)}")
             if not isinstance(held["prompts"], list) or not isinstance(held["probabilities"], list):
                 raise ValueError("prompts and probabilities must be lists")
             return cls(held["prompts"], held["answers"], held["replies"], held["probabilities"], role)
@@ -138,7 +145,7 @@ class TableUser:
             With the first that is missing.
         """
         for prompt in prompts:
-            self._place(self._prompt, "prompt", prompt, canonical(prompt))
+            self._place(self._prompt, "prompt", prompt, prompt_key(prompt))
 
     def distribution(self, dialogue: Dialogue) -> NDArray[np.float64] | None:
         """Probabilities (R,) of the replies to a dialogue; None after the table's last turn.
@@ -148,7 +155,7 @@ class TableUser:
         ValueError
             If the table does not know the prompt or one of the turns.
         """
-        place = [self._place(self._prompt, "prompt", dialogue.prompt, canonical(dialogue.prompt))]
+        place = [self._place(self._prompt, "prompt", dialogue.prompt, prompt_key(dialogue.prompt))]
         if dialogue.number > len(self.probabilities):
             return None
         known = ((self._answer, "answer"), (self._reply, "reply"))
