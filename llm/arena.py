@@ -34,6 +34,7 @@ from nashpo.llm.arena_results import Played, Results, Terms, results
 from nashpo.llm.engines.engine import Engine
 from nashpo.llm.entrants import Entrant, Team
 from nashpo.llm.judges.cache import Cache
+from nashpo.llm.judges.function import FunctionJudge
 from nashpo.llm.loop.judging import judge as judge_samples
 from nashpo.llm.loop.lock import locked
 from nashpo.llm.loop.messages import explained
@@ -96,6 +97,8 @@ def play(teams: Sequence[Team], prompts: Sequence[Sequence[Prompt]], terms: Term
     entrants: list[Entrant] = []
     samples: list[Samples] = []
     with ExitStack() as held:
+        if isinstance(terms.judge, FunctionJudge):
+            terms.judge.conversations = terms.talk is not None
         terms.judge.check()
         held.callback(terms.judge.close)
         engines = [team_engine(team, terms, asked) for team, asked in zip(teams, prompts, strict=True)]

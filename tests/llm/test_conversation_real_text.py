@@ -14,8 +14,18 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from real_text import BOS, DATA, EOS, Run, byte_bpe, judged_pairs, lines, save_model, written
-from safetensors.torch import load_file
+from real_text import (
+    BOS,
+    DATA,
+    EOS,
+    Run,
+    byte_bpe,
+    check_stored_log_probabilities,
+    judged_pairs,
+    lines,
+    save_model,
+    written,
+)
 
 from nashpo.core.cli import main
 from nashpo.llm.judges.train_reward import RewardTraining, train_reward_model
@@ -104,20 +114,7 @@ def test_each_conversation_is_what_the_chat_template_prints(run: Run) -> None:
 
 
 def test_log_probabilities_are_those_of_the_answers_alone(run: Run) -> None:
-    from transformers import AutoModelForCausalLM
-
-    model = AutoModelForCausalLM.from_pretrained(run.path / "start", dtype=torch.float32)
-    stored = load_file(run.path / "iterations/001/logprobs/start.safetensors")["logprobs"]
-    rows = run.rows("iterations/001/samples/*.jsonl")
-    assert stored.shape == (len(rows), K)
-    for b, row in enumerate(rows[:3]):
-        for k, one in enumerate(row["completions"]):
-            ids = torch.tensor([[*row["prompt_ids"], *one["ids"]]])
-            with torch.no_grad():
-                tokens = model(input_ids=ids).logits[0, :-1].double().log_softmax(-1).gather(-1, ids[0, 1:, None])[:, 0]
-            answers = torch.tensor(one["mask"]) * tokens[len(row["prompt_ids"]) - 1 :]
-            # fp32 forward: at most some hundred roundings of 6e-8 of logits below 20, for each of 80 tokens.
-            torch.testing.assert_close(answers.sum(), stored[b, k], rtol=0, atol=5e-3)
+    check_stored_log_probabilities(run, K)
 
 
 def test_whole_conversations_are_judged(run: Run) -> None:

@@ -13,7 +13,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from real_text import BOS, DATA, EOS, Run, byte_bpe, judged_pairs, save_model, written
+from real_text import (
+    BOS,
+    DATA,
+    EOS,
+    Run,
+    byte_bpe,
+    check_stored_log_probabilities,
+    judged_pairs,
+    save_model,
+    written,
+)
 from safetensors.torch import load_file
 
 from nashpo.core.cli import main
@@ -148,20 +158,7 @@ def test_every_prompt_is_trained_on_once_and_none_that_is_held_out(run: Run) -> 
 
 
 def test_stored_log_probabilities_are_those_of_the_starting_policy(run: Run) -> None:
-    from transformers import AutoModelForCausalLM
-
-    model = AutoModelForCausalLM.from_pretrained(run.path / "start", dtype=torch.float32)
-    stored = load_file(run.path / "iterations/001/logprobs/start.safetensors")["logprobs"]
-    rows = run.rows("iterations/001/samples/*.jsonl")
-    assert stored.shape == (len(rows), K)
-    for b, row in enumerate(rows[:3]):
-        for k, one in enumerate(row["completions"]):
-            ids = torch.tensor([[*row["prompt_ids"], *one["ids"]]])
-            with torch.no_grad():
-                tokens = model(input_ids=ids).logits[0, :-1].double().log_softmax(-1)
-            tokens = tokens.gather(-1, ids[0, 1:, None])[len(row["prompt_ids"]) - 1 :]
-            # fp32 forward: at most some hundred roundings of 6e-8 of logits below 20, for each of 64 tokens.
-            torch.testing.assert_close(tokens.sum(), stored[b, k], rtol=0, atol=5e-3)
+    check_stored_log_probabilities(run, K)
 
 
 # ------------------------------------------------------------------------------------------------ judging and training
