@@ -127,6 +127,7 @@ def test_templates_that_rewrite_earlier_turns_are_refused(byte_tokenizer: Make, 
 def test_a_template_that_moves_a_system_message_is_fine_without_one(byte_tokenizer: Make) -> None:
     made = writer(byte_tokenizer, WANDERING.replace("{{ s }} ", "{{ s }}"))
     made.check([asked(made)])
+    assert said(made, made.between(asked(made), [answer("So.")], REPLY, True)) == "[user]Why?</s>[assistant]"
 
 
 def test_an_answer_must_be_printed_whole(byte_tokenizer: Make) -> None:
