@@ -5,7 +5,7 @@ a run that was killed in the middle of a shard makes the same file again.
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -77,11 +77,12 @@ def sample(
                 write_lines(folder / _name(number), lines)
                 left = len(missing) - done * (1 if by_first else ranks.world)
                 progress("samples", min(len(prompts), (count - max(0, left)) * shard), len(prompts))
-        draws = about.get("conversation", {}).get("draws", ())
-        counts = {**_counts(_read(folder, len(prompts), shard), draws), **_seen(folder, len(prompts), shard)}
+        found, counted = _read(folder, len(prompts), shard)
+        counts = {**_counts(found, about.get("conversation", {}).get("draws", ())), **counted}
         phase.commit(policy=list(policy.factors), engine=about, seed=seed, counts=counts)
         engine.close()  # an engine of its own memory makes room for the trainer
-    return _read(folder, len(prompts), shard), phase.manifest["counts"]
+        return found, phase.manifest["counts"]
+    return _read(folder, len(prompts), shard)[0], phase.manifest["counts"]
 
 
 def _name(number: int) -> str:
@@ -105,24 +106,21 @@ def _check(drawn: Samples, prompts: Sequence[Prompt]) -> None:
         )
 
 
-def _lines(folder: Path, count: int, shard: int) -> Iterator[dict[str, Any]]:
+def _read(folder: Path, count: int, shard: int) -> tuple[Samples, dict[str, int]]:
+    """The samples, and what the engine counted while it drew them, in any process."""
+    samples: Samples = []
+    seen: Counter[str] = Counter()
     for number in range(-(-count // shard)):
-        yield from read_lines(folder / _name(number))
-
-
-def _read(folder: Path, count: int, shard: int) -> Samples:
-    return [tuple(Completion.from_json(c) for c in line["completions"]) for line in _lines(folder, count, shard)]
+        for line in read_lines(folder / _name(number)):
+            samples.append(tuple(Completion.from_json(c) for c in line["completions"]))
+            seen.update(line.get(COUNTS, {}))
+    return samples, dict(seen)
 
 
 def _own(engine: Engine) -> Mapping[str, int]:
     """What an engine has counted since it was made, in this process."""
     found: Mapping[str, int] = getattr(engine, "counts", {})
     return found
-
-
-def _seen(folder: Path, count: int, shard: int) -> dict[str, int]:
-    """What the engine counted while it drew what is stored, in any process."""
-    return dict(sum((Counter(line.get(COUNTS, {})) for line in _lines(folder, count, shard)), Counter()))
 
 
 def _counts(samples: Samples, draws: Sequence[int]) -> dict[str, Any]:
