@@ -6,11 +6,14 @@ K is ``sampling.K``, H ``turns``, b ``branches``. Lengths are in tokens. Loading
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import accumulate
+from operator import mul
 from typing import Literal
 
-from nashpo.llm.conversation.settings import check_places, require, setting, texts, whole
+from nashpo.llm.conversation.settings import check_places, require, texts
 from nashpo.llm.conversation.users.config import UserConfig
 from nashpo.llm.recipe.parsing import Tagged
+from nashpo.llm.settings import setting, whole
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,13 +71,17 @@ class ConversationConfig:
         if self.text_template is not None:
             check_places("text_template", self.text_template, "text")
 
-    def later(self, K: int) -> int:
-        """b: continuations at each later state; 1 where the whole conversation takes the step."""
-        return 1 if self.level == "trajectory" else self.branches or K
+    def alone(self, K: int) -> tuple[int, ...]:
+        """(K, 1, …, 1): answers drawn at each state of a depth for K independent conversations."""
+        return (K, *(1,) * (self.turns - 1))
+
+    def draws(self, K: int) -> tuple[int, ...]:
+        """Answers drawn at each state of a depth for training: `alone`, or (K, b, …, b) with ``level: state``."""
+        return self.alone(K) if self.level == "trajectory" else (K, *(self.branches or K,) * (self.turns - 1))
 
     def widths(self, K: int) -> tuple[int, ...]:
         """K b^(h−1) for h = 1 to H: conversations per prompt after each of the assistant's turns."""
-        return tuple(K * self.later(K) ** h for h in range(self.turns))
+        return tuple(accumulate(self.draws(K), mul))
 
     def leaves(self, K: int) -> int:
         """Conversations per prompt: K, or K b^(H−1) with ``level: state``."""

@@ -1,30 +1,19 @@
-"""Declaring and checking the settings of conversations: a value out of range is a ValueError of one line.
+"""Checking the settings of conversations: a value out of range is a ValueError of one line.
 
 Nothing here imports torch.
 """
 
 from __future__ import annotations
 
-from dataclasses import MISSING, Field, field
 from typing import Any
 
-
-def setting(help: str, default: Any = MISSING, **metadata: Any) -> Any:
-    """A field of a configuration with its line of help; without a default it must be given."""
-    made: Field[Any] = field(default=default, metadata={"help": help, **metadata})
-    return made
+from nashpo.llm import settings
 
 
 def require(name: str, value: Any, fits: bool, wanted: str) -> None:
     """ValueError that says what ``conversation.name`` must be, unless it fits."""
-    if not fits:
-        shown = list(value) if isinstance(value, tuple) else value  # as the recipe's list
-        raise ValueError(f"conversation.{name} is {shown!r}; it must be {wanted}")
-
-
-def whole(value: Any, least: int) -> bool:
-    """Whether a value is a whole number (and no truth value), at least ``least``."""
-    return isinstance(value, int) and not isinstance(value, bool) and value >= least
+    shown = list(value) if isinstance(value, tuple) else value  # as the recipe's list
+    settings.require(f"conversation.{name}", shown, fits, wanted)
 
 
 def texts(values: Any) -> bool:

@@ -10,7 +10,8 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar
 from urllib.parse import urlsplit
 
-from nashpo.llm.engines.engine import Engine, EngineContext, Sampling, number, require, whole
+from nashpo.llm.engines.engine import Engine, EngineContext, Sampling, require
+from nashpo.llm.settings import number, whole
 
 
 def _setting(default: Any, help: str) -> Any:

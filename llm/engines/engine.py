@@ -12,6 +12,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
+from nashpo.llm import settings
+from nashpo.llm.settings import number, whole
 from nashpo.llm.transcript import Message, Response
 
 if TYPE_CHECKING:
@@ -76,20 +78,9 @@ class Sampling:
         return {**asdict(self), "exact": self.exact}
 
 
-def whole(value: Any) -> bool:
-    """Whether a setting is an integer (and not a truth value)."""
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-def number(value: Any) -> bool:
-    """Whether a setting is a number (and not a truth value)."""
-    return isinstance(value, int | float) and not isinstance(value, bool)
-
-
 def require(name: str, value: Any, fits: bool, wanted: str) -> None:
     """ValueError that says what a setting of `sampling` must be, unless it fits."""
-    if not fits:
-        raise ValueError(f"sampling.{name} is {value!r}; it must be {wanted}")
+    settings.require(f"sampling.{name}", value, fits, wanted)
 
 
 @dataclass(frozen=True)

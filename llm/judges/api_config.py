@@ -13,7 +13,8 @@ from typing import Any
 
 from nashpo.llm.http_address import check_address
 from nashpo.llm.judges.judge import Judge, JudgeConfig
-from nashpo.llm.judges.settings import check_count, require, setting
+from nashpo.llm.judges.settings import check_count, require
+from nashpo.llm.settings import setting
 
 ANSWERS = ("choice", "probability")
 PLACES = ("instruction", "first", "second")

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from nashpo.core.cli import suggestion
 from nashpo.llm.judges.api_config import APIJudgeConfig
 from nashpo.llm.judges.judge import Judge, JudgeConfig
-from nashpo.llm.judges.settings import check_count, check_positive, check_template, require, setting
+from nashpo.llm.judges.settings import check_count, check_positive, check_template, require
+from nashpo.llm.settings import setting
 
 DTYPES = ("float32", "bfloat16", "float16")
 FORM_NAMES = ("pairs", "ranks", "probabilities", "reward")

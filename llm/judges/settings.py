@@ -1,36 +1,29 @@
-"""Declaring and checking the settings of a judge: a value out of range is a ValueError of one line.
+"""Checking the settings of a judge: a value out of range is a ValueError of one line.
 
 Nothing here imports torch.
 """
 
 from __future__ import annotations
 
-from dataclasses import MISSING, Field, field
 from typing import Any
 
-
-def setting(help: str, default: Any = MISSING) -> Any:
-    """A field of a configuration with its line of help; without a default it must be given."""
-    made: Field[Any] = field(default=default, metadata={"help": help})
-    return made
+from nashpo.llm import settings
+from nashpo.llm.settings import number, whole
 
 
 def require(name: str, value: Any, fits: bool, wanted: str) -> None:
     """ValueError that says what ``judge.name`` must be, unless it fits."""
-    if not fits:
-        raise ValueError(f"judge.{name} is {value!r}; it must be {wanted}")
+    settings.require(f"judge.{name}", value, fits, wanted)
 
 
 def check_count(name: str, value: Any, what: str, least: int = 1) -> None:
     """That a setting is a whole number of something, at least ``least``."""
-    fits = isinstance(value, int) and not isinstance(value, bool) and value >= least
-    require(name, value, fits, f"a whole number of {what}, at least {least}")
+    require(name, value, whole(value, least), f"a whole number of {what}, at least {least}")
 
 
 def check_positive(name: str, value: Any) -> None:
     """That a setting is a finite number above 0."""
-    fits = isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < float("inf")
-    require(name, value, fits, "a positive number")
+    require(name, value, number(value) and 0 < value < float("inf"), "a positive number")
 
 
 def check_template(name: str, value: str, places: tuple[str, ...]) -> None:

@@ -8,14 +8,20 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from nashpo.llm.callables import check_module
-from nashpo.llm.conversation.settings import check_places, require, setting, texts
+from nashpo.llm.conversation.settings import check_places, require, texts
 from nashpo.llm.conversation.user import User
 from nashpo.llm.engines.config import SamplingConfig, TransformersConfig
 from nashpo.llm.recipe.parsing import Tagged
 from nashpo.llm.recipe.places import weights_place
+from nashpo.llm.settings import setting
+
+if TYPE_CHECKING:
+    from nashpo.llm.conversation.users.model import ModelUser
+    from nashpo.llm.conversation.users.script import Script
+    from nashpo.llm.conversation.users.table import TableUser
 
 ROLES_TAKEN = ("assistant", "system")
 """Roles that no answer of the other side can have."""
@@ -117,7 +123,7 @@ class ScriptConfig(UserConfig):
             require("user.says", self.says, fits, "a list of texts, none of them empty")
         _check_role(self.role)
 
-    def build(self, device: str) -> User:
+    def build(self, device: str = "cpu") -> Script:
         """The other side, its module imported now."""
         from nashpo.llm.conversation.users.script import Script
 
@@ -125,9 +131,7 @@ class ScriptConfig(UserConfig):
 
     def look(self, prompts: Sequence[Any], turns: int, stop: Sequence[str] = ()) -> str:
         """Whether there are texts for every prompt and turn."""
-        from nashpo.llm.conversation.users.script import Script
-
-        script = Script(self.says, self.role) if self.path is None else Script.read(self.path, self.role)
+        script = self.build()
         script.check_prompts(prompts)
         few = _too_few(min((len(script.says(prompt)) for prompt in prompts), default=turns), turns)
         return "; ".join(filter(None, [few, script.stopped(prompts, turns, stop)]))
@@ -143,7 +147,7 @@ class TableUserConfig(UserConfig):
     def __post_init__(self) -> None:
         _check_role(self.role)
 
-    def build(self, device: str) -> User:
+    def build(self, device: str = "cpu") -> TableUser:
         """The other side, its module imported now."""
         from nashpo.llm.conversation.users.table import TableUser
 
@@ -151,9 +155,7 @@ class TableUserConfig(UserConfig):
 
     def look(self, prompts: Sequence[Any], turns: int, stop: Sequence[str] = ()) -> str:
         """Whether the table has every prompt and turn."""
-        from nashpo.llm.conversation.users.table import TableUser
-
-        table = TableUser.read(self.path, self.role)
+        table = self.build()
         table.check_prompts(prompts)
         return _too_few(len(table.probabilities), turns)
 
@@ -230,7 +232,7 @@ class ModelUserConfig(UserConfig):
         require("user.end", self.end, isinstance(self.end, str) and bool(self.end), "a text")
         _check_role(self.role)
 
-    def build(self, device: str) -> User:
+    def build(self, device: str = "cpu") -> ModelUser:
         """The other side, its module imported now and its weights not yet read."""
         from nashpo.llm.conversation.users.model import ModelUser
 
@@ -244,9 +246,7 @@ class ModelUserConfig(UserConfig):
         place = Path(weights_place("conversation.user.path", self.path))
         _check_readable(prompts)
         if place.is_dir():
-            from nashpo.llm.conversation.users.model import ModelUser
-
-            ModelUser(self, "cpu").check_room(prompts)
+            self.build().check_room(prompts)
         return ""
 
 
