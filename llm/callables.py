@@ -17,7 +17,7 @@ from nashpo.core.cli import one_line, suggestion
 
 
 def named(target: str, key: str) -> Any:
-    """What ``module:name`` names, its module imported now.
+    """What ``module:name`` names, its module imported now; of a class an instance, made without arguments.
 
     Parameters
     ----------
@@ -28,7 +28,7 @@ def named(target: str, key: str) -> Any:
     Raises
     ------
     ValueError
-        If there is no such module or name.
+        If there is no such module or name, or it is a class that cannot be made without arguments.
     """
     module, _, name = target.partition(":")
     _look_here_too()
@@ -45,7 +45,7 @@ def named(target: str, key: str) -> Any:
         if not hasattr(found, part):
             raise ValueError(f"{key}: {module} has no {part!r}; {suggestion(part, dir(found))}")
         found = getattr(found, part)
-    return found
+    return called(f"{key}: {target}", found) if inspect.isclass(found) else found
 
 
 def called(what: str, function: Callable[..., Any], *args: Any, **settings: Any) -> Any:

@@ -19,7 +19,6 @@ A class is made without arguments. The module is looked up on Python's path and 
 
 from __future__ import annotations
 
-import inspect
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -164,8 +163,7 @@ def function_judge(target: str, form: str) -> FunctionJudge:
     ValueError
         If there is no such module or name, or it cannot be called in this form.
     """
-    found = named(target, "judge.function")
-    return FORMS[form](target, called(f"judge.function: {target}", found) if inspect.isclass(found) else found)
+    return FORMS[form](target, named(target, "judge.function"))
 
 
 def _plain(answer: Any) -> Any:

@@ -11,7 +11,6 @@ A class is made without arguments. The module is looked up on Python's path and 
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -43,12 +42,10 @@ class FunctionUser:
     shared = True
 
     def __init__(self, target: str, role: str = "user") -> None:
-        found = named(target, "conversation.user.function")
         self.name = target
-        made = called(f"conversation.user.function: {target}", found) if inspect.isclass(found) else found
-        if not callable(made):
+        self.function: Callable[..., Any] = named(target, "conversation.user.function")
+        if not callable(self.function):
             raise ValueError(f"conversation.user.function: {target} is no function")
-        self.function: Callable[..., Any] = made
         self._role = role
 
     def describe(self) -> dict[str, Any]:
