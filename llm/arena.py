@@ -34,7 +34,7 @@ from nashpo.llm.arena_results import Played, Results, Terms, results
 from nashpo.llm.engines.engine import Engine
 from nashpo.llm.entrants import Entrant, Team
 from nashpo.llm.judges.cache import Cache
-from nashpo.llm.judges.function import FunctionJudge
+from nashpo.llm.loop.conversing import ready_judge
 from nashpo.llm.loop.judging import judge as judge_samples
 from nashpo.llm.loop.lock import locked
 from nashpo.llm.loop.messages import explained
@@ -97,9 +97,7 @@ def play(teams: Sequence[Team], prompts: Sequence[Sequence[Prompt]], terms: Term
     entrants: list[Entrant] = []
     samples: list[Samples] = []
     with ExitStack() as held:
-        if isinstance(terms.judge, FunctionJudge):
-            terms.judge.conversations = terms.talk is not None
-        terms.judge.check()
+        ready_judge(terms.judge, terms.talk is not None)
         held.callback(terms.judge.close)
         engines = [team_engine(team, terms, asked) for team, asked in zip(teams, prompts, strict=True)]
         for engine in engines:
@@ -131,7 +129,7 @@ def team_engine(team: Team, terms: Terms, prompts: Sequence[Prompt]) -> Engine:
     talk, sampling = terms.talk, terms.sampling
     if talk is not None:
         look(talk.config, prompts, team.encoder)
-        return talk.engine(sampling, team.context, team.encoder, team.positions, talk.alone(sampling.K))
+        return talk.engine(sampling, team.context, team.encoder, team.positions, talk.config.alone(sampling.K))
     engine = sampling.build(team.context)
     engine.check()
     return engine

@@ -1,4 +1,4 @@
-"""Engines of a run: answers one by one, or whole conversations where the recipe asks for them.
+"""Engines of a run, of answers one by one or of whole conversations, and a judge that is ready for either.
 
 Lengths are in tokens.
 """
@@ -15,6 +15,10 @@ from nashpo.llm.conversation.users.config import TableUserConfig
 from nashpo.llm.encoding import Encoder
 from nashpo.llm.engines.config import SamplingConfig
 from nashpo.llm.engines.engine import Engine, EngineContext
+from nashpo.llm.judges.function import FunctionJudge
+from nashpo.llm.judges.judge import Judge
+from nashpo.llm.judges.scoring import ScoringJudge
+from nashpo.llm.loop.ranks import ALONE, Ranks
 from nashpo.llm.loop.start import TINY
 from nashpo.llm.recipe.schema import Recipe
 
@@ -46,14 +50,6 @@ class Talk:
             return None
         user = TableUserConfig(path=str(run / TINY / USER)) if config.user is None else config.user
         return cls(config, user.build(device), recipe.training.get("max_length", 1024))
-
-    def draws(self, K: int) -> tuple[int, ...]:
-        """Answers drawn at each state of a depth, for training."""
-        return (K, *(self.config.later(K),) * (self.config.turns - 1))
-
-    def alone(self, K: int) -> tuple[int, ...]:
-        """The same for K independent conversations."""
-        return (K, *(1,) * (self.config.turns - 1))
 
     def engine(
         self,
@@ -125,10 +121,25 @@ def engines_of(
     if talk is None:
         evaluation = None if own is None else _checked(replace(sampling, K=own).build(context))
         return Engines(_checked(sampling.build(context)) if needed else None, evaluation, Trajectory())
-    draws = talk.draws(sampling.K)
+    draws = talk.config.draws(sampling.K)
     training = talk.engine(sampling, context, encoder, positions, draws) if needed else None
-    evaluation = None if own is None else talk.engine(sampling, context, encoder, positions, talk.alone(own))
+    evaluation = None if own is None else talk.engine(sampling, context, encoder, positions, talk.config.alone(own))
     return Engines(training, evaluation, LEVELS[talk.config.level](draws))
+
+
+def ready_judge(judge: Judge, conversations: bool, ranks: Ranks = ALONE) -> None:
+    """Tell a judge whether whole conversations are compared, and check it, for which it may read its weights.
+
+    Raises
+    ------
+    ValueError
+        Where it could not work.
+    """
+    if isinstance(judge, FunctionJudge):
+        judge.conversations = conversations
+    ranks.first(judge.check)
+    if conversations and isinstance(judge, ScoringJudge):
+        ranks.first(judge.check_conversation)
 
 
 def _least(*limits: int | None) -> int | None:

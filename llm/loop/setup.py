@@ -11,11 +11,9 @@ from torch import nn
 from nashpo.llm.engines.engine import Engine, EngineContext
 from nashpo.llm.judges.cache import Cache
 from nashpo.llm.judges.config import TableConfig
-from nashpo.llm.judges.function import FunctionJudge
 from nashpo.llm.judges.judge import Judge
-from nashpo.llm.judges.scoring import ScoringJudge
 from nashpo.llm.loop.backend import RunBackend
-from nashpo.llm.loop.conversing import engines_of
+from nashpo.llm.loop.conversing import engines_of, ready_judge
 from nashpo.llm.loop.evaluating import Evaluator
 from nashpo.llm.loop.loading import device, encoder_of, end_ids, load_model, load_tokenizer
 from nashpo.llm.loop.policies import AdapterFolders, RunPolicies, WholeFolders
@@ -90,9 +88,7 @@ def prepare(run: Path, recipe: Recipe, ranks: Ranks, bars: Bars, say: Callable[[
     bars.phase("judge")
     judge = judge_of(run, recipe)
     if judge is not None:
-        if isinstance(judge, FunctionJudge):
-            judge.conversations = recipe.conversation is not None
-        ranks.first(lambda: _check_judge(judge, recipe))
+        ready_judge(judge, recipe.conversation is not None, ranks)
     context = EngineContext(
         tokenizer,
         ends,
@@ -145,13 +141,6 @@ def _checked(recipe: Recipe, origin: str, plan: Plan, tokenizer: Any, ends: Sequ
     known = check_lengths(recipe, limits, parts, held_out, ends)
     ending = [] if ends else ["no end token is known: every response is cut at sampling.max_new_tokens"]
     return ending + ([known] if known else [])
-
-
-def _check_judge(judge: Judge, recipe: Recipe) -> None:
-    """Which may read its weights."""
-    judge.check()
-    if recipe.conversation is not None and isinstance(judge, ScoringJudge):
-        judge.check_conversation()
 
 
 def _cache(ranks: Ranks) -> str:

@@ -140,7 +140,7 @@ def _check_conversation(recipe: "Recipe", name: str, needs: Needs) -> None:
     K = 0 if recipe.sampling is None else recipe.sampling.K
     if (leaves := talk.leaves(K)) > max(K, LEAVES):
         raise ValueError(
-            f"conversation.level = state with sampling.K = {K} and conversation.branches = {talk.later(K)} makes"
+            f"conversation.level = state with sampling.K = {K} and conversation.branches = {talk.draws(K)[-1]} makes"
             f" {leaves:,} conversations per prompt to compare with each other; {LEAVES:,} can be: set a smaller"
             " conversation.branches or sampling.K"
         )

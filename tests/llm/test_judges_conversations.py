@@ -24,6 +24,7 @@ from nashpo.llm.judges.pairrm import FIRST, MARKERS, SECOND, SOURCE
 from nashpo.llm.judges.pairrm_turns import INSTRUCTION
 from nashpo.llm.judges.table import TableJudge
 from nashpo.llm.judges.train_reward import RewardTraining, train_reward_model
+from nashpo.llm.loop.conversing import ready_judge
 from nashpo.llm.response_games import cycles, longer_wins, unanswered
 from nashpo.llm.transcript import response_text, transcript
 
@@ -391,6 +392,9 @@ def test_a_template_that_leaves_out_a_turn_is_refused(save: Save, tiny_llama: Ca
     judge.check()  # as a run does before it samples, and with conversations:
     with pytest.raises(ValueError, match=r"leaves out turn 2 \(assistant\) of a conversation of 4"):
         judge.check_conversation()
+    ready_judge(judge, False)
+    with pytest.raises(ValueError, match=r"leaves out turn 2 \(assistant\) of a conversation of 4"):
+        ready_judge(judge, True)  # as a run and an arena do
     judge = RewardModelConfig(path=str(save(classifier(), NO_TOOLS, "other"))).build("cpu")
     with pytest.raises(ValueError, match="refuses a conversation of user, assistant, tool, assistant .*no tools here"):
         judge.compare([Pair(ASK, said("so", "42", "thus", other="tool"), SECOND_ONE)])
