@@ -21,6 +21,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from forked import fork
+
 WALL_CLOCK = ("seconds", "versions")
 """Keys of a manifest that tell when and where."""
 IGNORED = ("lock", "report.html", "judge_cache.jsonl")
@@ -29,28 +31,16 @@ IGNORED = ("lock", "report.html", "judge_cache.jsonl")
 
 def fork_train(recipe: Any, run: Path, log: Path) -> int:
     """Start a run in a child process; its pid."""
-    from dataclasses import replace
 
-    pid = os.fork()
-    if pid:
-        return pid
-    code = 1
-    try:
-        with open(log, "a") as file:
-            os.dup2(file.fileno(), 1)
-            os.dup2(file.fileno(), 2)
+    def work() -> int:
+        from dataclasses import replace
+
         from nashpo.llm.loop.machine import train
 
         train(replace(recipe, output_dir=run))
-        code = 0
-    except BaseException as error:
-        import traceback
+        return 0
 
-        traceback.print_exception(error)
-    finally:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)
+    return fork(log, work)
 
 
 def finish(pid: int) -> int:

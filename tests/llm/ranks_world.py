@@ -19,6 +19,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from forked import fork
+
 RECIPE = """
 model: {build: {symbols: 3, length: 2, prompts: 7, hidden_size: 16, layers: 1, heads: 2}}
 rule: {name: onpo, eta: 1.0}
@@ -61,31 +63,19 @@ def fork_ranks(world: int, log: Path, work: Work) -> list[int]:
 
 
 def _fork(rank: int, world: int, port: int, log: Path, work: Work) -> int:
-    pid = os.fork()
-    if pid:
-        return pid
-    code = 1
-    try:
-        with open(log, "a") as file:
-            os.dup2(file.fileno(), 1)
-            os.dup2(file.fileno(), 2)
+    def ranked() -> int:
         if world > 1:
             names = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_PORT")
             os.environ |= dict(zip(names, map(str, (rank, rank, world, world, port)), strict=True))
             os.environ |= {"MASTER_ADDR": "127.0.0.1", "GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1"}
-        work(rank)
-        code = 0
-    except ValueError as error:
-        print(f"nashpo: error: {' '.join(str(error).split())}")
-        code = 2
-    except BaseException as error:
-        import traceback
+        try:
+            work(rank)
+        except ValueError as error:
+            print(f"nashpo: error: {' '.join(str(error).split())}")
+            return 2
+        return 0
 
-        traceback.print_exception(error)
-    finally:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)
+    return fork(log, ranked)
 
 
 def recipe(run: Path, *changes: str) -> Any:

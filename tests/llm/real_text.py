@@ -3,7 +3,9 @@
 The AlpacaEval data (CC BY-NC) are not part of the product; tests that need them are skipped where they are absent.
 """
 
+import contextlib
 import gzip
+import io
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -11,7 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
+
+from nashpo.core.cli import main
 
 DATA = Path(__file__).parents[3] / "shared" / "data" / "alpacaeval" / "judged_responses.jsonl.gz"
 LETTERS = 100
@@ -105,3 +110,29 @@ def check_stored_log_probabilities(run: Run, K: int) -> None:
             # fp32 forward: at most some hundred roundings of 6e-8 of logits below 20, for each of 64 to 80 tokens.
             found = (own * tokens[len(row["prompt_ids"]) - 1 :]).sum()
             torch.testing.assert_close(found, stored[b, k], rtol=0, atol=5e-3)
+
+
+def played(home: Path, command: list[str], accuracy: float = float("nan")) -> Run:
+    """The run of a command that ends well, in ``home``; its reward model's accuracy where it was measured."""
+    out = io.StringIO()
+    with contextlib.redirect_stdout(out):
+        assert main(command) == 0
+    return Run(home / "run", command, out.getvalue(), accuracy)
+
+
+def check_the_same_command_does_nothing(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    """A finished run of two iterations is left alone: no file changes."""
+    before = {path: path.stat().st_mtime_ns for path in run.path.rglob("*") if path.is_file() and path.name != "lock"}
+    assert main(run.command) == 0
+    assert "is finished (2 iterations)" in capsys.readouterr().out
+    after = {path: path.stat().st_mtime_ns for path in run.path.rglob("*") if path.is_file() and path.name != "lock"}
+    assert after == before
+
+
+def win_matrix(row: dict[str, Any], K: int) -> np.ndarray:
+    """Who won among the K responses to a prompt, (K, K), checked to be symmetric."""
+    P = np.array(row["wins"], dtype=float)
+    assert P.shape == (K, K)
+    np.testing.assert_allclose(P + P.T, np.ones((K, K)), rtol=0, atol=2**-50)  # one rounding each
+    assert (np.diag(P) == 0.5).all()
+    return P

@@ -4,8 +4,6 @@ A small byte-BPE model learns conversations made of AlpacaEval's responses, a re
 pairs. That everything fits together is shown, and nothing about how good ONPO is.
 """
 
-import contextlib
-import io
 import json
 import re
 from pathlib import Path
@@ -21,9 +19,12 @@ from real_text import (
     Run,
     byte_bpe,
     check_stored_log_probabilities,
+    check_the_same_command_does_nothing,
     judged_pairs,
     lines,
+    played,
     save_model,
+    win_matrix,
     written,
 )
 
@@ -75,10 +76,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
         f"output_dir={home / 'run'}",
         "--quiet",
     ]
-    out = io.StringIO()
-    with contextlib.redirect_stdout(out):
-        assert main(command) == 0
-    return Run(home / "run", command, out.getvalue(), float("nan"))
+    return played(home, command)
 
 
 def tokenizer_of(run: Run) -> Any:
@@ -118,12 +116,10 @@ def test_log_probabilities_are_those_of_the_answers_alone(run: Run) -> None:
 
 
 def test_whole_conversations_are_judged(run: Run) -> None:
-    """Conversations that differ in the first answer only have different win rates: the judge sees both answers."""
+    """K different conversations, no two of them equal to the judge; `test_judges_conversations` says what it sees."""
     samples = {row["prompt_key"]: row["completions"] for row in run.rows("iterations/*/samples/*.jsonl")}
     for row in run.rows("iterations/*/judgements/*.jsonl"):
-        P = np.array(row["wins"], dtype=float)
-        assert P.shape == (K, K)
-        np.testing.assert_allclose(P + P.T, np.ones((K, K)), rtol=0, atol=2**-50)  # one rounding each
+        P = win_matrix(row, K)
         texts = [one["text"] for one in samples[row["prompt_key"]]]
         assert len(set(texts)) == K
         assert (P[~np.eye(K, dtype=bool)] != 0.5).all()
@@ -150,11 +146,7 @@ def test_the_run_learns_and_tells_what_it_did(run: Run) -> None:
 
 
 def test_the_same_command_again_does_nothing(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
-    before = {path: path.stat().st_mtime_ns for path in run.path.rglob("*") if path.is_file() and path.name != "lock"}
-    assert main(run.command) == 0
-    assert "is finished (2 iterations)" in capsys.readouterr().out
-    after = {path: path.stat().st_mtime_ns for path in run.path.rglob("*") if path.is_file() and path.name != "lock"}
-    assert after == before
+    check_the_same_command_does_nothing(run, capsys)
 
 
 def test_a_template_that_forgets_is_refused_before_anything_is_done(

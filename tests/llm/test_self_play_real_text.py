@@ -20,13 +20,15 @@ from real_text import (
     Run,
     byte_bpe,
     check_stored_log_probabilities,
+    check_the_same_command_does_nothing,
     judged_pairs,
+    played,
     save_model,
+    win_matrix,
     written,
 )
 from safetensors.torch import load_file
 
-from nashpo.core.cli import main
 from nashpo.llm.judges.config import RewardModelConfig
 from nashpo.llm.judges.reward_model import RewardModel
 from nashpo.llm.judges.train_reward import RewardTraining, pair_accuracy, train_reward_model
@@ -42,9 +44,6 @@ pytestmark = pytest.mark.skipif(not DATA.exists(), reason="the AlpacaEval data a
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     """Everything that a user does: files made, then one command."""
-    import contextlib
-    import io
-
     torch.set_num_threads(1)
     home = tmp_path_factory.mktemp("real")
     pairs = judged_pairs()
@@ -71,10 +70,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
         f"output_dir={home / 'run'}",
         "--quiet",
     ]
-    out = io.StringIO()
-    with contextlib.redirect_stdout(out):
-        assert main(command) == 0
-    return Run(home / "run", command, out.getvalue(), accuracy)
+    return played(home, command, accuracy)
 
 
 # ---------------------------------------------------------------------------------------------- what the page promises
@@ -120,11 +116,7 @@ def test_every_file_and_key_of_the_documented_table_is_there(run: Run) -> None:
 
 
 def test_the_same_command_again_does_nothing(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
-    before = {path: path.stat().st_mtime_ns for path in run.path.rglob("*") if path.is_file() and path.name != "lock"}
-    assert main(run.command) == 0
-    assert "is finished (2 iterations)" in capsys.readouterr().out
-    after = {path: path.stat().st_mtime_ns for path in run.path.rglob("*") if path.is_file() and path.name != "lock"}
-    assert after == before
+    check_the_same_command_does_nothing(run, capsys)
 
 
 # -------------------------------------------------------------------------------------------------------- the sequences
@@ -168,10 +160,7 @@ def test_win_matrices_are_symmetric(run: Run) -> None:
     rows = run.rows("iterations/*/judgements/*.jsonl")
     assert len(rows) == PROMPTS - HELD_OUT
     for row in rows:
-        P = np.array(row["wins"], dtype=float)
-        assert P.shape == (K, K)
-        np.testing.assert_allclose(P + P.T, np.ones((K, K)), rtol=0, atol=2**-50)  # one rounding each
-        assert (np.diag(P) == 0.5).all()
+        win_matrix(row, K)
     assert len({p for row in rows for line in row["wins"] for p in line}) > K * len(rows)  # the judge tells them apart
 
 
